@@ -1,0 +1,191 @@
+"""Runs a bundle: onnxruntime sessions that proved themselves on the golden vectors before first use."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.runtime.bundle import Bundle, BundleError, Manifest
+
+_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+
+ByteImages = NDArray[np.uint8]  # [n, h, w, c]
+Floats = NDArray[np.float32]
+
+
+class Posterior(NamedTuple):
+    """q(z|x) = N(mean, diag(exp(logvar))), each float32 [n, *latent]."""
+
+    mean: Floats
+    logvar: Floats
+
+
+class Engine:
+    """A bundle that is ready to compute. Every method is pure, and safe to call from any one thread.
+
+    Opening it verifies digests, graph names, types and shapes, and replays the golden vectors on the
+    provider that will serve; BundleError says in one sentence what does not hold.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        optimise: bool = True,
+        provider: str = "CPUExecutionProvider",
+    ) -> None:
+        """`threads`: intra-op threads of each session. `optimise=False` is for tests: the golden
+        vectors must hold without graph optimisation as well."""
+        self.bundle = bundle
+        prior = bundle.manifest.prior
+        if prior is not None and prior.kind != "normal":
+            raise BundleError(
+                f"{bundle.path}: this vaeserve cannot sample from a {prior.kind} prior yet; upgrade it"
+            )
+        options = _options(threads, optimise)
+        self._encoder = _session(bundle, "encoder.onnx", options, provider)
+        self._decoder = _session(bundle, "decoder.onnx", options, provider)
+        image, latent = bundle.manifest.image, bundle.manifest.latent.shape
+        self._image_shape = (image.height, image.width, image.channels)
+        self._latent_shape = latent
+        _check_graph(
+            bundle,
+            "encoder.onnx",
+            self._encoder,
+            inputs={"image": ("uint8", self._image_shape)},
+            outputs={"mean": ("float32", latent), "logvar": ("float32", latent)},
+        )
+        _check_graph(
+            bundle,
+            "decoder.onnx",
+            self._decoder,
+            inputs={"z": ("float32", latent)},
+            outputs={"image": ("uint8", self._image_shape), "pixels": ("float32", self._image_shape)},
+        )
+        self._replay_golden()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def encode(self, images: ByteImages) -> Posterior:
+        """uint8 [n, h, w, c] → the posterior's mean and logvar, float32 [n, *latent]."""
+        _check_array("images", images, np.uint8, self._image_shape)
+        return Posterior(*self._encoder.run(["mean", "logvar"], {"image": images}))
+
+    def decode(self, latents: Floats) -> ByteImages:
+        """float32 [n, *latent] → images, uint8 [n, h, w, c]."""
+        _check_array("latents", latents, np.float32, self._latent_shape)
+        (images,) = self._decoder.run(["image"], {"z": latents})
+        return images  # type: ignore[no-any-return]
+
+    def pixels(self, latents: Floats) -> Floats:
+        """float32 [n, *latent] → the likelihood's mean, float32 [n, h, w, c] in [0, 1]."""
+        _check_array("latents", latents, np.float32, self._latent_shape)
+        (pixels,) = self._decoder.run(["pixels"], {"z": latents})
+        return pixels  # type: ignore[no-any-return]
+
+    def _replay_golden(self) -> None:
+        golden, allowed = self.bundle.golden(), self.manifest.tolerance
+        try:
+            posterior = self.encode(golden.input)
+            image, pixels = self._decoder.run(["image", "pixels"], {"z": golden.mean})
+        except Exception as error:  # onnxruntime has no one base class for what a graph can do wrong
+            raise BundleError(
+                f"{self.bundle.path}: the graphs fail on the golden vectors ({_first_line(error)}); "
+                "export the model again"
+            ) from error
+        for what, found, expected, limit in (
+            ("mean", posterior.mean, golden.mean, allowed.latent),
+            ("logvar", posterior.logvar, golden.logvar, allowed.latent),
+            ("pixels", pixels, golden.pixels, allowed.pixels),
+            ("image", image, golden.image, float(allowed.levels)),
+        ):
+            if found.shape != expected.shape:
+                raise BundleError(
+                    f"{self.bundle.path}: `{what}` comes out as {list(found.shape)}, the golden vectors have "
+                    f"{list(expected.shape)}; export the model again"
+                )
+            off = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+            if not off <= limit:  # written so that NaN fails
+                raise BundleError(
+                    f"{self.bundle.path}: `{what}` is off the golden vectors by {off:.3g}, allowed "
+                    f"{limit:g}; this machine or its onnxruntime computes something else than was "
+                    "trained: try another onnxruntime version, or export the model again"
+                )
+
+
+def _options(threads: int, optimise: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads  # 1 = no pool, the calling thread computes
+    options.inter_op_num_threads = 1  # a VAE is a chain: nothing runs beside something else
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    # A pool that spins takes the CPU from the event loop and from every neighbour in the container.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; we check the things that it warns of
+    return options
+
+
+def _session(bundle: Bundle, name: str, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
+    graph = bundle.read(name)  # verified bytes: what is checked is what runs, whatever happens on disk
+    try:
+        session = ort.InferenceSession(graph, options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a dozen types here, none with a common base
+        raise BundleError(
+            f"{bundle.path / name}: onnxruntime cannot load it ({_first_line(error)}); export the model again"
+        ) from error
+    session.disable_fallback()
+    if session.get_providers()[0] != provider:  # onnxruntime falls back to the CPU with a log line only
+        raise BundleError(
+            f"{bundle.path / name}: {provider} was asked for and is not there, onnxruntime has "
+            f"{', '.join(ort.get_available_providers())}; install the matching onnxruntime package"
+        )
+    return session
+
+
+def _check_graph(
+    bundle: Bundle,
+    name: str,
+    session: ort.InferenceSession,
+    *,
+    inputs: dict[str, tuple[str, tuple[int, ...]]],
+    outputs: dict[str, tuple[str, tuple[int, ...]]],
+) -> None:
+    for side, expected, found in (
+        ("input", inputs, {node.name: node for node in session.get_inputs()}),
+        ("output", outputs, {node.name: node for node in session.get_outputs()}),
+    ):
+        if set(expected) != set(found):
+            raise BundleError(
+                f"{bundle.path / name}: its {side}s are {', '.join(sorted(found))}, expected "
+                f"{', '.join(sorted(expected))}; export the model again"
+            )
+        for key, (dtype, shape) in expected.items():
+            node = found[key]
+            batch, *rest = node.shape if node.shape else [None]
+            # A dimension without a number is free: the golden vectors decide about those.
+            fits = len(rest) == len(shape) and all(
+                isinstance(b, str) or b is None or a == b for a, b in zip(shape, rest, strict=False)
+            )
+            if node.type != _TYPES[dtype] or isinstance(batch, int) or not fits:
+                raise BundleError(
+                    f"{bundle.path / name}: {side} `{key}` is {node.type} {node.shape}, the manifest asks "
+                    f"for {dtype} [n, {', '.join(map(str, shape))}] with a free n; export the model again"
+                )
+
+
+def _check_array(what: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape[1:] != shape:
+        raise ValueError(
+            f"{what} must be {np.dtype(dtype)} [n, {', '.join(map(str, shape))}], "
+            f"got {array.dtype} {list(array.shape)}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

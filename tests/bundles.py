@@ -1,0 +1,142 @@
+"""Small real bundles for tests: ONNX graphs made with the onnx helper, no torch, golden vectors computed.
+
+The encoder is linear and the decoder a sigmoid of a linear map, with seeded weights: everything that a
+trained model's graphs have in common (names, types, layout, rounding) and nothing that takes time.
+"""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service.runtime.bundle import Draft, Golden, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
+
+OPSET = 18
+
+
+def make_draft(
+    folder: Path,
+    name: str = "tiny",
+    height: int = 8,
+    width: int = 8,
+    channels: int = 1,
+    latent: tuple[int, ...] = (4,),
+    seed: int = 0,
+) -> Draft:
+    """A complete draft in `folder`: graphs, golden vectors, manifest."""
+    image = (height, width, channels)
+    encoder, decoder = encoder_graph(image, latent, seed), decoder_graph(image, latent, seed)
+    (folder / "encoder.onnx").write_bytes(encoder)
+    (folder / "decoder.onnx").write_bytes(decoder)
+    inputs = np.random.default_rng(seed).integers(0, 256, (4, *image), dtype=np.uint8)
+    mean, logvar = ort.InferenceSession(encoder).run(["mean", "logvar"], {"image": inputs})
+    decoded, pixels = ort.InferenceSession(decoder).run(["image", "pixels"], {"z": mean})
+    Golden(inputs, mean, logvar, decoded, pixels).save(folder / "golden.npz")
+    manifest = Manifest(
+        name=name,
+        version=1,
+        created=datetime.now(UTC),
+        image=ImageSpec(height=height, width=width, channels=channels),
+        latent=LatentSpec(shape=latent),
+        likelihood=LikelihoodSpec(kind="gaussian", scale=0.1),
+    )
+    return Draft(folder, manifest)
+
+
+def make_bundle(
+    repository: Path,
+    name: str = "tiny",
+    height: int = 8,
+    width: int = 8,
+    channels: int = 1,
+    latent: tuple[int, ...] = (4,),
+    seed: int = 0,
+) -> Path:
+    """Publish such a bundle as the next version of `name`; returns its folder."""
+    with TemporaryDirectory() as folder:
+        return publish(
+            repository, name, make_draft(Path(folder), name, height, width, channels, latent, seed)
+        )
+
+
+def encoder_graph(image: tuple[int, int, int], latent: tuple[int, ...], seed: int = 0) -> bytes:
+    pixels, size = math.prod(image), math.prod(latent)
+    rng = np.random.default_rng((seed, 1))
+    weights = {
+        "scale": np.float32(1 / 255),
+        "flat": np.array([-1, pixels], np.int64),
+        "out": np.array([-1, *latent], np.int64),
+        "w_mean": _weights(rng, pixels, size),
+        "w_logvar": _weights(rng, pixels, size) * np.float32(0.1),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["unit"]),
+        helper.make_node("Reshape", ["unit", "flat"], ["x"]),
+        helper.make_node("MatMul", ["x", "w_mean"], ["m"]),
+        helper.make_node("Reshape", ["m", "out"], ["mean"]),
+        helper.make_node("MatMul", ["x", "w_logvar"], ["v"]),
+        helper.make_node("Reshape", ["v", "out"], ["logvar"]),
+    ]
+    return _graph(
+        nodes,
+        weights,
+        inputs=[("image", TensorProto.UINT8, image)],
+        outputs=[("mean", TensorProto.FLOAT, latent), ("logvar", TensorProto.FLOAT, latent)],
+    )
+
+
+def decoder_graph(image: tuple[int, int, int], latent: tuple[int, ...], seed: int = 0) -> bytes:
+    pixels, size = math.prod(image), math.prod(latent)
+    weights = {
+        "full": np.float32(255),
+        "flat": np.array([-1, size], np.int64),
+        "out": np.array([-1, *image], np.int64),
+        "w": _weights(np.random.default_rng((seed, 2)), size, pixels) * np.float32(4),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["z", "flat"], ["x"]),
+        helper.make_node("MatMul", ["x", "w"], ["logits"]),
+        helper.make_node("Sigmoid", ["logits"], ["p"]),
+        helper.make_node("Reshape", ["p", "out"], ["pixels"]),
+        helper.make_node("Mul", ["pixels", "full"], ["levels"]),
+        helper.make_node("Round", ["levels"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["image"], to=TensorProto.UINT8),
+    ]
+    return _graph(
+        nodes,
+        weights,
+        inputs=[("z", TensorProto.FLOAT, latent)],
+        outputs=[("image", TensorProto.UINT8, image), ("pixels", TensorProto.FLOAT, image)],
+    )
+
+
+def _weights(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
+    return (rng.standard_normal((rows, columns)) / math.sqrt(rows)).astype(np.float32)
+
+
+def _graph(
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    inputs: list[tuple[str, int, tuple[int, ...]]],
+    outputs: list[tuple[str, int, tuple[int, ...]]],
+) -> bytes:
+    def values(side: list[tuple[str, int, tuple[int, ...]]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, kind, ["n", *shape]) for name, kind, shape in side]
+
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        values(inputs),
+        values(outputs),
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
