@@ -1,0 +1,48 @@
+# The commands of the project; each says in one line what it does. `make help` lists them.
+
+PYTHON ?= python3
+# Elsewhere than on the build machines torch may be wanted from another index, for example the CPU builds.
+TORCH_INDEX ?=
+SERVE := .venv/serve
+DEV := .venv/dev
+
+.PHONY: help serve train test test-all test-service check image clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+serve: $(SERVE)/ready ## serve the models in models/ at http://127.0.0.1:8000 (no torch is installed)
+	$(SERVE)/bin/vae-serve
+
+train: $(DEV)/ready ## train on scikit-learn's digits and publish the next version of models/digits
+	$(DEV)/bin/vae-train fit
+
+test: $(DEV)/ready ## all tests that need pip only
+	$(DEV)/bin/python -m pytest -m "not heavy"
+
+test-service: $(SERVE)/ready ## the service alone, in an environment that has no torch and no client
+	$(SERVE)/bin/python tests/service_alone.py
+
+test-all: test test-service ## every test
+
+check: $(DEV)/ready ## ruff and mypy --strict
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+image: ## build the service's container image
+	docker build --target service -t vaeserve .
+
+clean: ## remove the environments
+	rm -rf .venv
+
+# A stamp file in each environment: it is made again when the dependencies change.
+$(SERVE)/ready: pyproject.toml
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(DEV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[dev]'
+	touch $@

@@ -1,0 +1,191 @@
+"""The client against a live service, and against answers that a service or a proxy gives on bad days."""
+
+import io
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from client import BadRequest, Client, Overloaded, ServerFault, Unreachable
+from client import client as module
+
+rng = np.random.default_rng(0)
+IMAGES = rng.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_encode_gives_the_same_for_paths_bytes_and_arrays(client, tmp_path):
+    paths = []
+    for index, image in enumerate(IMAGES):
+        paths.append(tmp_path / f"{index}.png")
+        paths[-1].write_bytes(png(image))
+    from_arrays = client.encode(IMAGES)
+    assert from_arrays.model == "tiny@1"
+    assert from_arrays.mean.shape == from_arrays.logvar.shape == (5, 4)
+    assert from_arrays.mean.dtype == np.float32
+    for images in (
+        paths,
+        [str(path) for path in paths],
+        [png(image) for image in IMAGES],
+        list(IMAGES),
+        IMAGES[..., 0],
+    ):
+        np.testing.assert_allclose(client.encode(images).mean, from_arrays.mean, atol=1e-5)
+    np.testing.assert_allclose(client.encode(paths[2]).mean, from_arrays.mean[2:3], atol=1e-5)
+
+
+def test_decode_and_reconstruct_agree(client):
+    decoded = client.decode(client.encode(IMAGES).mean)
+    again = client.reconstruct(IMAGES)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == IMAGES.shape
+    np.testing.assert_array_equal(again.images, decoded)
+    np.testing.assert_allclose(
+        again.error, np.square(decoded / 255.0 - IMAGES / 255.0).mean(axis=(1, 2, 3)), atol=2e-3
+    )
+
+
+def test_sample_can_be_drawn_again_from_its_seed(client):
+    first = client.sample(3)
+    np.testing.assert_array_equal(client.sample(3, seed=first.seed).images, first.images)
+    np.testing.assert_array_equal(client.sample(2, seed=first.seed).images, first.images[:2])
+    assert (
+        client.sample(3, seed=first.seed, temperature=0).images == client.sample(1, temperature=0).images
+    ).all()
+
+
+def test_many_images_go_in_several_requests_and_come_back_in_order(client, monkeypatch):
+    whole = client.encode(IMAGES).mean
+    monkeypatch.setattr(module, "ROWS", 2)
+    np.testing.assert_allclose(client.encode(IMAGES).mean, whole, atol=1e-5)
+    np.testing.assert_array_equal(client.decode(whole), client.decode(whole[:5]))
+    assert client.decode(whole).shape == IMAGES.shape
+
+
+def test_another_model_is_named_at_the_client(service):
+    with Client(service, model="colour@1") as client:
+        samples = client.sample(2, seed=1)
+        assert samples.model == "colour@1"
+        assert samples.images.shape == (2, 8, 8, 3)
+        assert client.encode(samples.images).mean.shape == (2, 2, 3)
+
+
+def test_pictures_come_as_png(client):
+    one = client.picture("/sample", None, n=1, seed=7)
+    assert Image.open(io.BytesIO(one)).size == (8, 8)
+    sheet = client.picture("/decode", np.zeros((4, 4)))
+    assert Image.open(io.BytesIO(sheet)).size == (22, 22)
+
+
+def test_models_lists_what_is_loaded(client):
+    assert {model["name"] for model in client.models()["models"]} == {"tiny", "colour"}
+
+
+def test_what_the_service_refuses_raises_its_detail(client):
+    with pytest.raises(BadRequest) as caught:
+        client.encode(b"\x89PNG but not really")
+    assert (caught.value.status, caught.value.slug) == (422, "bad-image")
+    assert caught.value.request_id in str(caught.value)
+    with pytest.raises(BadRequest, match="wrong-shape"):
+        client.decode(np.zeros((1, 9)))
+
+
+@pytest.mark.parametrize(
+    ("images", "error"),
+    [
+        ([], "there are no images"),
+        (np.zeros((2, 8, 8, 1)), "must be uint8"),
+        (np.zeros((8, 8), np.uint8), r"must be uint8 \[n, h, w, c\]"),
+    ],
+)
+def test_what_cannot_be_sent_is_said_before_it_is_sent(client, images, error):
+    with pytest.raises(ValueError, match=error):
+        client.encode(images)
+
+
+def test_arrays_and_files_in_one_call_are_refused(client):
+    with pytest.raises(TypeError, match="not both"):
+        client.encode([IMAGES[0], png(IMAGES[1])])
+    with pytest.raises(ValueError, match="latents must be"):
+        client.decode(np.zeros(4))
+
+
+def scripted(*answers):
+    """A client whose service gives these answers in turn; and the pauses it made between them."""
+    left, pauses = list(answers), []
+
+    def answer(request):
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    transport = httpx.MockTransport(answer)
+    return Client("http://service", transport=transport, sleep=pauses.append, retries=3), pauses, left
+
+
+def good():
+    file = io.BytesIO()
+    np.savez(file, images=IMAGES)
+    return httpx.Response(200, content=file.getvalue(), headers={"X-Seed": "1", "X-Model": "tiny@1"})
+
+
+def test_overload_is_waited_out_for_as_long_as_the_service_asks():
+    client, pauses, _ = scripted(
+        httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(503), good()
+    )
+    assert client.sample(5).seed == 1
+    assert 7 <= pauses[0] <= 7.5
+    assert 0.5 <= pauses[1] <= 1.0
+
+
+def test_a_broken_connection_is_tried_again():
+    client, pauses, _ = scripted(httpx.ConnectError("refused"), httpx.ReadError("reset"), good())
+    assert client.sample(5).images.shape == IMAGES.shape
+    assert len(pauses) == 2
+
+
+def test_in_the_end_it_gives_up_and_says_why():
+    client, pauses, _ = scripted(*[httpx.Response(503, headers={"Retry-After": "9999"})] * 4)
+    with pytest.raises(Overloaded):
+        client.sample()
+    assert len(pauses) == 3
+    assert max(pauses) <= 61  # no service may send a client to sleep for hours
+    client, _, _ = scripted(*[httpx.ConnectError("refused")] * 4)
+    with pytest.raises(Unreachable, match="no answer from http://service"):
+        client.sample()
+
+
+def test_faults_are_not_repeated():
+    client, pauses, left = scripted(httpx.Response(500, text="<html>proxy</html>"), good())
+    with pytest.raises(ServerFault, match="proxy") as caught:
+        client.sample()
+    assert caught.value.status == 500
+    assert (pauses, len(left)) == ([], 1)
+
+
+def test_latents_of_two_models_are_never_mixed(monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 2)
+    file = io.BytesIO()
+    np.savez(file, mean=np.zeros((2, 4), np.float32), logvar=np.zeros((2, 4), np.float32))
+    answers = [httpx.Response(200, content=file.getvalue(), headers={"X-Model": f"tiny@{v}"}) for v in (1, 2)]
+    client, _, _ = scripted(*answers)
+    with pytest.raises(Unreachable, match="tiny@1, tiny@2"):
+        client.encode(IMAGES[:4])
+
+
+def test_the_api_key_is_sent():
+    seen = []
+
+    def answer(request):
+        seen.append(request.headers["Authorization"])
+        return httpx.Response(200, json={"models": []})
+
+    Client("http://service", api_key="secret", transport=httpx.MockTransport(answer)).models()
+    assert seen == ["Bearer secret"]

@@ -1,0 +1,99 @@
+"""`vae-client` as a person types it, against a live service."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from client.__main__ import app
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    for index in range(40):  # more than one request
+        pixels = rng.integers(0, 256, (10, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / ("deep" if index % 2 else "") / f"{index:02d}.png")
+    (tmp_path / "photos" / "notes.txt").write_text("not an image")
+    return tmp_path / "photos"
+
+
+def run(service, *arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"VAESERVE_URL": service})
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_encode_a_folder_keeps_the_order(service, folder, tmp_path, client):
+    output = tmp_path / "embeddings.npz"
+    result = run(service, "encode", folder, "-o", output, "--concurrency", 3)
+    assert result.exit_code == 0, result.output
+    with np.load(output) as archive:
+        paths, mean = archive["path"], archive["mean"]
+        assert str(archive["model"]) == "tiny@1"
+        assert archive["logvar"].shape == (40, 4)
+    assert list(paths) == sorted(paths)
+    assert len(paths) == 40
+    np.testing.assert_allclose(client.encode(paths[33]).mean[0], mean[33], atol=1e-5)
+
+
+def test_a_broken_file_is_reported_last_and_costs_the_others_nothing(service, folder, tmp_path):
+    (folder / "05b.png").write_bytes(b"broken")
+    output = tmp_path / "embeddings.npz"
+    result = run(service, "encode", folder, "-o", output)
+    assert result.exit_code == 1
+    assert "40 of 41 images" in result.output
+    assert result.output.strip().splitlines()[-1].startswith(f"failed: {folder / '05b.png'}: ")
+    assert len(np.load(output)["path"]) == 40
+
+
+def test_sample_is_repeatable_and_a_contact_sheet(service, tmp_path):
+    for name in ("a.png", "b.png"):
+        assert run(service, "sample", "-n", 9, "--seed", 7, "-o", tmp_path / name).exit_code == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert pixels(tmp_path / "a.png").shape == (32, 32)
+    assert run(service, "sample", "-n", 9, "--seed", 7, "-o", tmp_path / "a.npy").exit_code == 0
+    assert np.load(tmp_path / "a.npy").shape == (9, 8, 8, 1)
+
+
+def test_embeddings_decode_to_reconstructions(service, folder, tmp_path):
+    assert run(service, "encode", folder / "00.png", "-o", tmp_path / "e.npz").exit_code == 0
+    assert run(service, "decode", tmp_path / "e.npz", "-o", tmp_path / "decoded.png").exit_code == 0
+    result = run(service, "reconstruct", folder / "00.png", "-o", tmp_path / "again.png")
+    assert result.exit_code == 0, result.output
+    assert result.output.split()[1] == str(folder / "00.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "decoded.png"), pixels(tmp_path / "again.png"))
+    assert run(service, "reconstruct", folder, "-o", tmp_path / "again.npz").exit_code == 0
+    assert np.load(tmp_path / "again.npz")["error"].shape == (40,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "nowhere", "-o", "e.npz"], "nowhere is not there"),
+        (["encode", ".", "-o", "e.npz"], "no images"),
+        (["encode", ".", "-o", "e.csv"], "must end in .npz"),
+        (["sample", "-n", "100000", "-o", "a.png"], "too-large"),
+        (["sample", "-o", "no/such/folder/a.png"], "No such file"),
+        (["sample", "--model", "unknown", "-o", "a.png"], "unknown-model"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(service, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = run(service, *arguments)
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.replace("│", "").split())
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("client.client.FIRST_WAIT", 0.001)
+    result = run("http://127.0.0.1:9", "sample", "-o", tmp_path / "a.png")
+    assert result.exit_code == 1
+    assert "no answer from http://127.0.0.1:9" in result.output
