@@ -1,0 +1,217 @@
+"""A checkpoint → a draft bundle: two ONNX graphs that are proven to compute what torch computes.
+
+Normalisation, layout and rounding go into the graphs; randomness stays out of them (a RandomNormal node
+would give another answer each time). The proof is made on the very engine that will serve: every figure
+published later is taken from these graphs.
+"""
+
+import dataclasses
+import logging
+import subprocess
+import tempfile
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from service.runtime.bundle import (
+    DataRecord,
+    Draft,
+    Golden,
+    ImageSpec,
+    LatentSpec,
+    LikelihoodSpec,
+    Manifest,
+    PriorSpec,
+    Tolerance,
+    Training,
+)
+from service.runtime.cpus import usable_cpus
+from service.runtime.engine import Engine
+from service.runtime.prior import noise
+from training import checkpoint as checkpoints
+from training import priors
+from training.config import TrainConfig
+from training.data import Images
+from training.networks import DecoderGraph, EncoderGraph
+
+OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
+PARITY = 1e-4  # float32 through a dozen layers: measured errors are around 1e-6
+PARITY_BATCHES = (1, 2, 7)  # an axis that was frozen at export shows at one of them
+GOLDEN_ROWS = 6
+CHUNK = 256  # images per engine call: large enough to be fast, small enough for any memory
+
+
+class ExportError(Exception):
+    """The exported graphs do not compute what torch computes; nothing is published."""
+
+
+def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
+    """Write encoder.onnx, decoder.onnx, golden.npz and prior.npz of a checkpoint into `folder`.
+
+    The Gaussian's σ and the KL of each dimension are measured here on the validation images, and the prior
+    is fitted on the training images, all through the exported graphs. Returns the draft. Raises
+    ExportError when the graphs are off torch by more than 1e-4.
+    """
+    network, state = checkpoints.load(checkpoint)
+    config = TrainConfig.from_dict(state["config"])
+    images = data.pixels[data.split.validation]
+    write_graph(EncoderGraph(network.encoder), torch.from_numpy(images[:2]), ["mean", "logvar"], folder)
+    write_graph(
+        DecoderGraph(network.decoder), torch.zeros(2, network.shape.latent), ["image", "pixels"], folder
+    )
+    golden(network.encoder, network.decoder, images[:GOLDEN_ROWS]).save(folder / "golden.npz")
+
+    height, width, channels = data.shape
+    manifest = Manifest(
+        name=config.name or data.name,
+        version=1,  # the next free one is taken at publishing
+        created=datetime.now(UTC).replace(microsecond=0),
+        image=ImageSpec(
+            height=height, width=width, channels=1 if channels == 1 else 3, levels=data.levels, fit=config.fit
+        ),
+        latent=LatentSpec(shape=(network.shape.latent,)),
+        labels=data.label_names,
+        training=Training(
+            config=state["config"] | {"step": state["step"]},
+            data=DataRecord(digest=data.digest, n=len(data.pixels)),
+            code=code_version(),
+        ),
+        libraries={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
+    )
+    draft = Draft(folder, manifest)
+    engine = Engine(draft.bundle(), threads=usable_cpus())
+    tolerance = parity(network.encoder, network.decoder, engine, images)
+    measured = _measured(engine, config, images) | {"tolerance": tolerance}
+    return Draft(folder, manifest.model_copy(update=measured | _fitted_prior(engine, config, data, folder)))
+
+
+def _fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -> dict[str, Any]:
+    """Fit the mixture to samples of q(z|x), write prior.npz; the manifest's entry for it."""
+
+    def samples(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+        rows = np.random.default_rng(config.seed).permutation(rows)[: priors.MOST_SAMPLES]
+        mean, logvar = encode(engine, data.pixels[rows])
+        draws = max(1, priors.FEWEST_SAMPLES // len(rows))
+        z = np.concatenate([draw(mean, logvar, seed + each, 0) for each in range(draws)])
+        return z.reshape(len(z), -1).astype(np.float64)
+
+    mixture, _ = priors.fit_mixture(
+        samples(data.split.train, 1), samples(data.split.validation, 1000), config.seed
+    )
+    np.savez_compressed(folder / "prior.npz", **dataclasses.asdict(mixture))
+    return {"prior": PriorSpec(kind="gmm", file="prior.npz")}
+
+
+def write_graph(module: nn.Module, example: torch.Tensor, outputs: list[str], folder: Path) -> None:
+    """Export an EncoderGraph or a DecoderGraph to encoder.onnx or decoder.onnx; `example` has two rows."""
+    (name, side) = ("encoder.onnx", "image") if outputs[0] == "mean" else ("decoder.onnx", "z")
+    # The exporter warns of its own internals (deprecations, a torchvision that is not there), not of ours.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as work:
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            str(Path(work) / name),
+            input_names=[side],
+            output_names=outputs,
+            dynamic_shapes=({0: "n"},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,  # one file, one digest
+            verbose=False,
+        )
+        (folder / name).write_bytes((Path(work) / name).read_bytes())
+
+
+@torch.no_grad()
+def golden(encoder: nn.Module, decoder: nn.Module, images: NDArray[np.uint8]) -> Golden:
+    """What torch gives for images uint8 [n, h, w, c]."""
+    mean, logvar = EncoderGraph(encoder)(torch.from_numpy(np.ascontiguousarray(images)))
+    image, pixels = DecoderGraph(decoder)(mean)
+    return Golden(images, mean.numpy(), logvar.numpy(), image.numpy(), pixels.numpy())
+
+
+def parity(encoder: nn.Module, decoder: nn.Module, engine: Engine, images: NDArray[np.uint8]) -> Tolerance:
+    """Compare torch and the engine on batches of 1, 2 and 7; returns the tolerance to publish.
+
+    Other CPUs round differently: 20 times what was measured here, and at least 1e-3. Raises ExportError.
+    """
+    worst = {"mean": 0.0, "logvar": 0.0, "pixels": 0.0}
+    for n in PARITY_BATCHES:
+        batch = np.resize(images, (n, *images.shape[1:]))
+        expected = golden(encoder, decoder, batch)
+        posterior = engine.encode(batch)
+        found = {
+            "mean": posterior.mean,
+            "logvar": posterior.logvar,
+            "pixels": engine.pixels(expected.mean),
+        }
+        for name, array in found.items():
+            worst[name] = max(worst[name], float(np.abs(array - getattr(expected, name)).max()))
+    if not max(worst.values()) <= PARITY:
+        raise ExportError(
+            "onnxruntime and torch disagree: "
+            + ", ".join(f"{name} by {off:.2g}" for name, off in worst.items())
+            + f", more than {PARITY:g}; this is a fault of the exporter, please report it with the checkpoint"
+        )
+    return Tolerance(
+        latent=max(1e-3, 20 * max(worst["mean"], worst["logvar"])), pixels=max(1e-3, 20 * worst["pixels"])
+    )
+
+
+def encode(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The posterior of any number of images, in chunks: mean and logvar, float32 [n, *latent]."""
+    parts = [engine.encode(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+    return np.concatenate([part.mean for part in parts]), np.concatenate([part.logvar for part in parts])
+
+
+def kl(mean: NDArray[np.float32], logvar: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(q(z|x) ‖ N(0, I)) in nats, float64 [n, *latent]."""
+    mean64, logvar64 = mean.astype(np.float64), logvar.astype(np.float64)
+    return 0.5 * (np.square(mean64) + np.exp(logvar64) - 1 - logvar64)
+
+
+def draw(
+    mean: NDArray[np.float32], logvar: NDArray[np.float32], seed: int, start: int
+) -> NDArray[np.float32]:
+    """One z ~ q(z|x) per row; row r of the set (r = start + index) always gets the same noise."""
+    eps = noise(seed, range(start, start + len(mean)), mean.shape[1:])
+    return (mean + np.exp(logvar / 2) * eps).astype(np.float32)
+
+
+def code_version() -> str:
+    """This package's version, and the commit where it runs from a checkout."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"vaeserve {version('vaeserve')}"
+    return f"vaeserve {version('vaeserve')} ({commit})"
+
+
+def _measured(engine: Engine, config: TrainConfig, images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Manifest fields that are measurements on the validation images."""
+    mean, logvar = encode(engine, images)
+    update: dict[str, Any] = {
+        "latent": engine.manifest.latent.model_copy(
+            update={"kl": tuple(np.round(kl(mean, logvar).mean(axis=0), 4).ravel().tolist())}
+        ),
+        "likelihood": LikelihoodSpec(kind="bernoulli"),
+    }
+    if config.likelihood == "gaussian":
+        z = draw(mean, logvar, config.seed, 0)
+        squares = sum(
+            float(np.square(engine.pixels(z[at : at + CHUNK]) - images[at : at + CHUNK] / 255.0).sum())
+            for at in range(0, len(images), CHUNK)
+        )
+        update["likelihood"] = LikelihoodSpec(kind="gaussian", scale=max(squares / images.size, 1e-12) ** 0.5)
+    return update

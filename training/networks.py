@@ -1,0 +1,182 @@
+"""The encoder and the decoder: a convolutional residual VAE for images of any height and width.
+
+- Stages halve the image (rounding up) until its longer side is at most 7; the decoder mirrors them and crops.
+- No normalisation layers. BatchNorm's statistics would come from posterior samples and be used on prior
+  samples; and norm-free networks quantise well. Residual branches start at zero instead.
+- Nearest upsampling and a convolution, not a transposed one: no checkerboard pattern.
+- One dial, `width`: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
+
+`EncoderGraph` and `DecoderGraph` are what is exported: uint8 NHWC outside, so that no caller normalises.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.config import TrainConfig
+
+LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
+SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
+
+
+class Posterior(NamedTuple):
+    """q(z|x) = N(mean, exp(logvar)), both float32 [n, d]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a network is built from."""
+
+    height: int
+    width: int
+    channels: int
+    latent: int
+    base: int  # the dial: channels of the first stage
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width before each stage and after the last, largest first."""
+        sizes = [(self.height, self.width)]
+        while len(sizes) == 1 or max(sizes[-1]) > SMALLEST_SIDE:
+            sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
+        return tuple(sizes)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels after each stage."""
+        return tuple(self.base * min(2**stage, 4) for stage in range(len(self.sizes) - 1))
+
+    @property
+    def hidden(self) -> int:
+        return 8 * self.base
+
+    @property
+    def features(self) -> int:
+        """Numbers left of an image after the last stage."""
+        height, width = self.sizes[-1]
+        return self.stages[-1] * height * width
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), the identity at the start: its last convolution is zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Tensor = self.last(functional.silu(self.first(functional.silu(x))))
+        return x + inner
+
+
+class Encoder(nn.Module):
+    """Images float32 [n, c, h, w] in [0, 1] → posterior mean and logvar, float32 [n, d]."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = shape.channels
+        for channels in shape.stages:
+            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), Residual(channels), nn.SiLU()]
+            before = channels
+        self.stages = nn.Sequential(*layers)
+        self.hidden = nn.Linear(shape.features, shape.hidden)
+        self.head = nn.Linear(shape.hidden, 2 * shape.latent)
+
+    def forward(self, images: Tensor) -> Posterior:
+        features = self.stages(2 * images - 1).flatten(1)  # [n, features]
+        mean, logvar = self.head(functional.silu(self.hidden(features))).chunk(2, dim=1)
+        # tanh, not a clamp: a clamped value has no gradient to come back with.
+        return Posterior(mean, LOGVAR_LIMIT * torch.tanh(logvar / LOGVAR_LIMIT))
+
+
+class Decoder(nn.Module):
+    """Latents float32 [n, d] → logits float32 [n, c, h, w]; their sigmoid is the likelihood's mean."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.hidden = nn.Linear(shape.latent, shape.hidden)
+        self.features = nn.Linear(shape.hidden, shape.features)
+        channels = shape.stages
+        self.residuals = nn.ModuleList(Residual(c) for c in reversed(channels))
+        after = (shape.channels, *channels[:-1])
+        self.ups = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(reversed(channels), reversed(after), strict=True)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        sizes = self.shape.sizes
+        x: Tensor = self.features(functional.silu(self.hidden(z)))
+        x = x.reshape(-1, self.shape.stages[-1], *sizes[-1])
+        for residual, up, (height, width) in zip(self.residuals, self.ups, reversed(sizes[:-1]), strict=True):
+            x = functional.silu(residual(x))
+            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, :height, :width]
+            x = up(x)
+        return x
+
+
+class VAE(nn.Module):
+    """Both networks, and σ² of the Gaussian likelihood: a running value, 1 until trained."""
+
+    variance: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = Encoder(shape)
+        self.decoder = Decoder(shape)
+        self.register_buffer("variance", torch.ones(()))
+
+    def forward(self, images: Tensor, eps: Tensor) -> tuple[Tensor, Posterior]:
+        """Images [n, c, h, w] in [0, 1] and normal noise [n, d] → decoder logits [n, c, h, w], posterior."""
+        posterior: Posterior = self.encoder(images)
+        return self.decoder(reparameterise(posterior, eps)), posterior
+
+
+def reparameterise(posterior: Posterior, eps: Tensor) -> Tensor:
+    """z = mean + σ·eps, so that gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114)."""
+    return posterior.mean + torch.exp(0.5 * posterior.logvar) * eps
+
+
+def build(config: TrainConfig) -> VAE:
+    """The network of a resolved config, on the CPU, with weights drawn from the config's seed alone."""
+    if config.image_size is None or config.channels is None or config.latent is None:
+        raise ValueError("resolve the config first: it does not say the image's shape")
+    shape = Shape(*config.image_size, config.channels, config.latent, config.width)
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
+        torch.manual_seed(config.seed)
+        return VAE(shape)
+
+
+class EncoderGraph(nn.Module):
+    """encoder.onnx: `image` uint8 [n, h, w, c] → `mean`, `logvar` float32 [n, d]."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.encoder(image.permute(0, 3, 1, 2).to(torch.float32) / 255)
+        return mean, logvar
+
+
+class DecoderGraph(nn.Module):
+    """decoder.onnx: `z` float32 [n, d] → `image` uint8, `pixels` float32 in [0, 1], both [n, h, w, c]."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = torch.sigmoid(self.decoder(z)).permute(0, 2, 3, 1)
+        return (pixels * 255).round().clamp(0, 255).to(torch.uint8), pixels

@@ -1,0 +1,72 @@
+"""The prior that is fitted after training: a Gaussian mixture on the latents that the encoder really uses.
+
+Trained with N(0, I), a VAE leaves holes: places where the prior samples and no image ever lay. A density
+fitted to samples of q(z|x) closes them and costs a few hundred kilobytes (Ghosh et al., arXiv 1903.12436).
+"""
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.runtime.prior import Mixture
+
+COMPONENTS = (1, 5, 10, 20, 50)  # 100 on MNIST: 0.6 nats better than 50, and three times the time
+FEWEST_SAMPLES = 20_000  # small sets give several samples of each posterior
+MOST_SAMPLES = 30_000  # more make the fit slower and no better
+Doubles = NDArray[np.float64]
+
+
+def fit_mixture(train: Doubles, validation: Doubles, seed: int) -> tuple[Mixture, float]:
+    """Full-covariance mixture of samples z ~ q(z|x), float64 [n, d]; its size is chosen on validation.
+
+    Returns it with the mean log density of the validation samples, in nats. Sizes are tried in ascending
+    order, until one is worse than the one before.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    best = None
+    best_score = -np.inf
+    for components in COMPONENTS:
+        if components * 2 * train.shape[1] > len(train):
+            break  # fewer than two samples for each direction of each component
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is as good, validation decides
+            fitted = GaussianMixture(
+                components, max_iter=50, tol=1e-2, reg_covar=1e-5, random_state=seed
+            ).fit(train)
+        score = float(fitted.score(validation))
+        if score <= best_score:
+            break
+        best, best_score = fitted, score
+    if best is None:
+        raise ValueError(f"{len(train)} samples are too few for a density of {train.shape[1]} dimensions")
+    mixture = Mixture(
+        weights=best.weights_ / best.weights_.sum(),
+        means=best.means_.astype(np.float32),
+        factors=np.linalg.cholesky(best.covariances_).astype(np.float32),
+    )
+    return mixture, best_score
+
+
+def log_density(mixture: Mixture, z: Doubles) -> Doubles:
+    """log p(z) under the mixture in nats, float64 [n]; z is [n, d]."""
+    from scipy.linalg import solve_triangular
+    from scipy.special import logsumexp
+
+    d = z.shape[1]
+    parts = [
+        -0.5 * np.square(solve_triangular(factor, (z - mean).T, lower=True)).sum(axis=0)
+        - np.log(np.diag(factor)).sum()
+        for mean, factor in zip(mixture.means.astype(float), mixture.factors.astype(float), strict=True)
+    ]
+    density: Doubles = logsumexp(np.stack(parts, axis=1), b=mixture.weights, axis=1)
+    density -= 0.5 * d * np.log(2 * np.pi)
+    return density
+
+
+def log_normal(z: Doubles) -> Doubles:
+    """log N(z; 0, I) in nats, float64 [n]."""
+    density: Doubles = -0.5 * (np.square(z).sum(axis=1) + z.shape[1] * np.log(2 * np.pi))
+    return density

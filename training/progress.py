@@ -1,0 +1,95 @@
+"""What a run shows while it trains: a bar on a terminal, plain lines elsewhere. Decides nothing."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What the loop tells: each step, and each evaluation's line of metrics.jsonl."""
+
+    def step(
+        self, step: int, epoch: int, distortion: float, rate: float, images_per_second: float
+    ) -> None: ...
+
+    def evaluated(self, line: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Lines:
+    """One plain line per evaluation, for logs; `out` takes each."""
+
+    def __init__(self, epochs: int, out: Any = print) -> None:
+        self.epochs = epochs
+        self.out = out
+
+    def step(self, step: int, epoch: int, distortion: float, rate: float, images_per_second: float) -> None:
+        pass
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        self.out(describe(line, self.epochs))
+
+    def note(self, text: str) -> None:
+        self.out(text)
+
+
+class Bar:
+    """A rich progress bar with the lines above it."""
+
+    REDRAW = 0.1  # seconds: drawing at every step would slow small networks down
+
+    def __init__(self, bar: Any, task: Any, epochs: int) -> None:
+        self.bar, self.task, self.epochs = bar, task, epochs
+        self.drawn = 0.0
+
+    def step(self, step: int, epoch: int, distortion: float, rate: float, images_per_second: float) -> None:
+        if (now := time.monotonic()) - self.drawn < self.REDRAW:
+            return
+        self.drawn = now
+        self.bar.update(
+            self.task,
+            completed=step,
+            description=f"epoch {epoch}/{self.epochs}",
+            figures=f"{images_per_second:,.0f} images/s  distortion {distortion:.1f}  rate {rate:.1f}",
+        )
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        self.bar.update(self.task, completed=line["step"])
+        self.bar.console.print(describe(line, self.epochs), highlight=False)
+
+    def note(self, text: str) -> None:
+        self.bar.console.print(text, highlight=False, markup=False)
+
+
+@contextmanager
+def shown(epochs: int, steps: int) -> Iterator[Progress]:
+    """A bar where stderr is a terminal and rich is installed, else lines on stderr."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+    except ImportError:  # a rented machine with torch and numpy only
+        console = None
+    else:
+        console = Console(stderr=True)
+    if console is None or not console.is_terminal:
+        yield Lines(epochs, lambda text: print(text, file=sys.stderr, flush=True))
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+    with RichProgress(*columns, TimeRemainingColumn(), console=console) as bar:
+        yield Bar(bar, bar.add_task("starting", total=steps, figures=""), epochs)
+
+
+def describe(line: Mapping[str, Any], epochs: int) -> str:
+    """One line of metrics.jsonl for people."""
+    train, held_out = line["train"], line["validation"]
+    skipped = f"  {train['skipped']} steps skipped" if train["skipped"] else ""
+    return (
+        f"epoch {line['epoch']}/{epochs}  step {line['step']}  {line['images_per_second']:,.0f} images/s  "
+        f"train {train['distortion']:.2f} + {train['rate']:.2f}  "
+        f"validation ELBO {held_out['elbo']:.2f}  rate {held_out['rate']:.2f}  "
+        f"MSE {held_out['mse']:.5f}{skipped}"
+    )
