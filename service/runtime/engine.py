@@ -7,6 +7,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.runtime.bundle import Bundle, BundleError, Manifest
+from service.runtime.prior import read_prior
 
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
@@ -39,11 +40,7 @@ class Engine:
         """`threads`: intra-op threads of each session. `optimise=False` is for tests: the golden
         vectors must hold without graph optimisation as well."""
         self.bundle = bundle
-        prior = bundle.manifest.prior
-        if prior is not None and prior.kind != "normal":
-            raise BundleError(
-                f"{bundle.path}: this vaeserve cannot sample from a {prior.kind} prior yet; upgrade it"
-            )
+        self.prior = read_prior(bundle)
         options = _options(threads, optimise)
         self._encoder = _session(bundle, "encoder.onnx", options, provider)
         self._decoder = _session(bundle, "decoder.onnx", options, provider)

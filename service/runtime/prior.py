@@ -6,42 +6,112 @@ its bit generators stay as they are, and does not promise it of `Generator.norma
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.runtime.bundle import Manifest
+from service.runtime.bundle import Bundle, BundleError
 
 SEEDS = 2**53  # seeds are 0 … 2^53 - 1: what survives a trip through JSON in every language
 
+Floats = NDArray[np.float32]
 
-def noise(seed: int, rows: range, shape: tuple[int, ...]) -> NDArray[np.float32]:
+
+def noise(seed: int, rows: range, shape: tuple[int, ...]) -> Floats:
     """Standard normals, float32 [len(rows), *shape].
 
     Row r comes from Philox (Salmon et al. 2011) keyed by (seed, r). Box–Muller in float64, rounded to
     float32 at the end: the last-digit differences between one machine's logarithm and another's do
     not survive the rounding.
     """
+    return _normals(_uniforms(seed, rows, _words(shape)), shape)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A Gaussian mixture on flattened latents: weights [k], means [k, d], Cholesky factors [k, d, d]."""
+
+    weights: NDArray[np.float64]
+    means: Floats
+    factors: Floats
+
+    def at(self, uniform: NDArray[np.float64], normals: Floats, temperature: float) -> Floats:
+        """One draw for each row of `uniform` [n] (which component) and `normals` [n, d] (where in it)."""
+        chosen = np.searchsorted(np.cumsum(self.weights), uniform).clip(max=len(self.weights) - 1)
+        spread = np.einsum("nij,nj->ni", self.factors[chosen], normals)
+        drawn: Floats = self.means[chosen] + np.float32(temperature) * spread
+        return drawn
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a model samples from: N(0, I), or the mixture that was fitted to its posterior."""
+
+    shape: tuple[int, ...]
+    mixture: Mixture | None = None
+
+    def sample(self, *, seed: int, rows: range, temperature: float = 1.0) -> Floats:
+        """Latents float32 [len(rows), *shape]; `temperature` scales the deviation, within each component."""
+        if self.mixture is None:
+            return noise(seed, rows, self.shape) * np.float32(temperature)
+        words = _words(self.shape)
+        uniform = _uniforms(seed, rows, words + 1)
+        normals = _normals(uniform[:, :words], (math.prod(self.shape),))
+        return self.mixture.at(uniform[:, words], normals, temperature).reshape(len(rows), *self.shape)
+
+
+def read_prior(bundle: Bundle) -> Prior:
+    """The prior that a bundle asks for; BundleError when its file is not what it should be."""
+    shape, spec = bundle.manifest.latent.shape, bundle.manifest.prior
+    if spec is None or spec.kind == "normal":
+        return Prior(shape)
+    if spec.kind != "gmm":
+        raise BundleError(
+            f"{bundle.path}: this vaeserve cannot sample from a {spec.kind} prior yet; upgrade it"
+        )
+    if spec.file is None:
+        raise BundleError(f"{bundle.path}: its prior is a mixture and names no file; publish it again")
+    arrays, d = bundle.arrays(spec.file), math.prod(shape)
+    k = arrays["weights"].size if "weights" in arrays else 0
+    for name, expected in {"weights": (k,), "means": (k, d), "factors": (k, d, d)}.items():
+        array = arrays.get(name)
+        if k == 0 or array is None or array.shape != expected or not np.isfinite(array).all():
+            raise BundleError(
+                f"{bundle.path / spec.file}: {name} must be finite, of shape {list(expected)}; "
+                "publish it again"
+            )
+    weights = arrays["weights"].astype(np.float64)
+    if (weights < 0).any() or abs(weights.sum() - 1) > 1e-6:
+        raise BundleError(f"{bundle.path / spec.file}: the weights do not sum to 1; publish it again")
+    means, factors = (arrays[name].astype(np.float32) for name in ("means", "factors"))
+    return Prior(shape, Mixture(weights, means, factors))
+
+
+def _words(shape: tuple[int, ...]) -> int:
+    """Raw integers that one row of normals takes: two for each pair."""
+    return 2 * ((math.prod(shape) + 1) // 2)
+
+
+def _uniforms(seed: int, rows: range, words: int) -> NDArray[np.float64]:
+    """float64 [len(rows), words] in (0, 1], 53 bits each."""
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed must be an integer from 0 to 2^53 - 1, got {seed}")
-    size = math.prod(shape)
-    pairs = (size + 1) // 2
-    raw = np.empty((len(rows), 2 * pairs), np.uint64)
+    raw = np.empty((len(rows), words), np.uint64)
     generator = np.random.Philox(key=np.array([seed, 0], np.uint64))
     state = generator.state
     for index, row in enumerate(rows):
         # Re-keying one generator costs 2 µs a row; making a new one for each costs 13.
         state["state"]["key"][1] = row
         generator.state = state
-        raw[index] = generator.random_raw(2 * pairs)
-    # 53 bits each; + 1 keeps the logarithm away from zero: (0, 1].
-    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log(uniform[:, :pairs]))
-    angle = (2.0 * math.pi) * uniform[:, pairs:]
+        raw[index] = generator.random_raw(words)
+    # + 1 keeps the logarithm away from zero.
+    return ((raw >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
+
+
+def _normals(uniform: NDArray[np.float64], shape: tuple[int, ...]) -> Floats:
+    n, words = uniform.shape
+    radius = np.sqrt(-2.0 * np.log(uniform[:, : words // 2]))
+    angle = (2.0 * math.pi) * uniform[:, words // 2 :]
     normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return normal.reshape(len(rows), 2 * pairs)[:, :size].reshape(len(rows), *shape).astype(np.float32)
-
-
-def sample(manifest: Manifest, *, seed: int, rows: range, temperature: float = 1.0) -> NDArray[np.float32]:
-    """Latents from the model's prior, float32 [len(rows), *latent]; `temperature` scales the deviation."""
-    return noise(seed, rows, manifest.latent.shape) * np.float32(temperature)
+    return normal.reshape(n, words)[:, : math.prod(shape)].reshape(n, *shape).astype(np.float32)

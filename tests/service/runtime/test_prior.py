@@ -1,10 +1,14 @@
 """Noise is a promise: the same seed and row give the same numbers for ever."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from service.runtime.prior import SEEDS, noise
+from service.runtime.bundle import BundleError, Draft, PriorSpec
+from service.runtime.prior import SEEDS, Mixture, Prior, noise, read_prior
+from tests.bundles import make_draft
 
 
 def test_noise_is_these_literal_numbers():
@@ -45,3 +49,68 @@ def test_rows_and_seeds_are_different_and_normal():
 def test_seeds_outside_the_range_are_refused(seed):
     with pytest.raises(ValueError, match=r"2\^53"):
         noise(seed, range(1), (2,))
+
+
+MIXTURE = Mixture(
+    np.array([0.25, 0.75]),
+    np.array([[-10, 0], [10, 0]], np.float32),
+    np.stack([np.eye(2), np.array([[1, 0], [0.5, 0.1]])]).astype(np.float32),
+)
+
+
+def test_mixture_samples_are_these_literal_numbers():
+    np.testing.assert_allclose(
+        Prior((2,), MIXTURE).sample(seed=7, rows=range(3)),
+        np.array([[9.852872, -0.023352746], [9.659888, -0.13339609], [8.854371, -0.48946074]], np.float32),
+        rtol=1e-6,
+    )
+
+
+def test_mixture_rows_do_not_depend_on_neighbours_and_components_have_their_weights():
+    prior = Prior((1, 2), MIXTURE)
+    whole = prior.sample(seed=3, rows=range(4000))
+    assert whole.shape == (4000, 1, 2)
+    np.testing.assert_array_equal(whole[100:102], prior.sample(seed=3, rows=range(100, 102)))
+    assert (whole[:, 0, 0] > 0).mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_temperature_narrows_each_component_and_keeps_the_choice():
+    prior = Prior((2,), MIXTURE)
+    warm, cold = (prior.sample(seed=3, rows=range(500), temperature=t) for t in (1.0, 0.0))
+    assert set(map(tuple, cold)) == {(-10.0, 0.0), (10.0, 0.0)}
+    np.testing.assert_array_equal(np.sign(warm[:, 0]), np.sign(cold[:, 0]))
+    np.testing.assert_array_equal(Prior((2,)).sample(seed=3, rows=range(5)), noise(3, range(5), (2,)))
+
+
+def with_prior(tmp_path, kind="gmm", **arrays):
+    draft = make_draft(tmp_path, latent=(2,))
+    if arrays:
+        np.savez(tmp_path / "prior.npz", **arrays)
+    spec = PriorSpec(kind=kind, file="prior.npz" if arrays else None)
+    return Draft(tmp_path, draft.manifest.model_copy(update={"prior": spec})).bundle()
+
+
+def test_a_bundle_s_mixture_is_read(tmp_path):
+    prior = read_prior(with_prior(tmp_path, **asdict(MIXTURE)))
+    np.testing.assert_array_equal(
+        prior.sample(seed=1, rows=range(9)), Prior((2,), MIXTURE).sample(seed=1, rows=range(9))
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"means": np.zeros((2, 3), np.float32)}, r"means must be finite, of shape \[2, 2\]"),
+        ({"factors": np.full((2, 2, 2), np.nan)}, "factors must be finite"),
+        ({"weights": np.array([0.5, 0.6])}, "do not sum to 1"),
+        ({"weights": np.array([])}, "weights must be finite"),
+    ],
+)
+def test_a_mixture_that_is_none_is_refused(tmp_path, changes, message):
+    with pytest.raises(BundleError, match=message):
+        read_prior(with_prior(tmp_path, **(asdict(MIXTURE) | changes)))
+
+
+def test_a_mixture_without_a_file_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="names no file"):
+        read_prior(with_prior(tmp_path))

@@ -1,0 +1,80 @@
+"""Puts the service together: settings, middleware, routes, and the life of the models."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline  # /docs with its own copies of what would come from a CDN
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from service import openapi, problems
+from service.admission import BodyLimit
+from service.problems import Problem, ProblemAnswers
+from service.routes import add_routes
+from service.served import Service
+from service.settings import Settings
+from service.telemetry import RequestTrace
+
+DESCRIPTION = """A variational autoencoder over HTTP: images to latents and back, and new images.
+
+Bodies are JSON, single image files or `application/x-npy`; answers are what `Accept` asks for. All errors are
+`application/problem+json`. Every operation is pure: it is safe to send a request again.
+"""
+
+
+log = logging.getLogger(__name__)
+
+
+def _log_failure(service: Service) -> None:
+    if service.failure:
+        log.error("not ready: %s", service.failure)
+
+
+def create_app(
+    settings: Settings | None = None, *, on_loaded: Callable[[Service], None] = _log_failure
+) -> FastAPI:
+    """The ASGI application. Without settings it reads the environment, as worker processes do.
+
+    It answers at once, and computes once its models are loaded; `on_loaded` is called then, or when
+    loading failed.
+    """
+    settings = settings or Settings()
+    service = Service(settings)
+
+    async def load() -> None:
+        await service.load()
+        on_loaded(service)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        yield
+        loading.cancel()
+        await asyncio.wait([loading])
+        service.close()
+
+    app = FastAPIOffline(
+        title="vaeserve",
+        version=version("vaeserve"),
+        description=DESCRIPTION,
+        lifespan=life,
+        # A client that is sent elsewhere by a slash would have to send its images twice.
+        redirect_slashes=False,
+        middleware=[  # from the outside in
+            Middleware(RequestTrace, access_log=settings.access_log),
+            Middleware(ProblemAnswers),
+            Middleware(BodyLimit, max_body=settings.max_body),
+        ],
+        exception_handlers={
+            kind: problems.answer for kind in (Problem, HTTPException, RequestValidationError)
+        },
+    )
+    app.state.service = service
+    add_routes(app)
+    openapi.install(app)
+    return app

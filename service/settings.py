@@ -1,0 +1,86 @@
+"""Everything that can be set about the service: one class is the environment, the flags and the help."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ByteSize, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.runtime.cpus import usable_cpus
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Read once at start and never changed. Nothing else in the service reads the environment."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="VAESERVE_",
+        env_ignore_empty=True,  # compose files hand over unset variables as empty ones
+        cli_kebab_case=True,
+        cli_show_env_vars=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on: this machine alone by default, 0.0.0.0 for all of its networks",
+    )
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    models: Path = Field(Path("models"), description="folder of the model repository, or of one bundle")
+    default_model: str | None = Field(
+        None,
+        description="model for requests that name none; unset: mnist if loaded, else the only one loaded",
+    )
+    workers: int = Field(
+        1, ge=1, le=256, description="processes that serve, each with its own copy of the models"
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="onnxruntime threads of a process; unset: the CPUs this process may really use (by "
+        "affinity and container quota) over the workers, less one for requests",
+    )
+    max_body: ByteSize = Field(
+        ByteSize(32 * MIB),
+        ge=1024,
+        description="bytes of a request body, as in 64MiB; bounds the memory that one request can take",
+    )
+    max_images: int = Field(
+        256, ge=1, description="images or latents in one request; more is a matter of several requests"
+    )
+    max_samples: int = Field(
+        256,
+        ge=1,
+        description="images of one /sample; it costs the model as many images, for a request of no size",
+    )
+    max_pixels: int = Field(
+        16 * MIB,
+        ge=1,
+        description="pixels of an image file, known from its header before decoding: a small file can "
+        "unpack to gigabytes. All files of one request together may have four times as many",
+    )
+    max_batch: int = Field(
+        64,
+        ge=1,
+        le=65536,
+        description="rows in one run of the model; more gain little speed and make the next ones wait",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    access_log: bool = Field(
+        True,
+        description="one line for each request: method, path, status, milliseconds and id, never contents",
+    )
+
+    def model_threads(self) -> int:
+        """Intra-op threads of each process, with one CPU left for the event loop and the codecs."""
+        return self.threads or max(1, usable_cpus() // self.workers - 1)
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for worker processes."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {f"VAESERVE_{name.upper()}": str(value) for name, value in values.items() if value is not None}

@@ -1,0 +1,125 @@
+"""Who asked, how long each step took, and how that is logged: request ids, Server-Timing, log lines.
+
+Images, latents and query strings are never logged.
+"""
+
+import logging
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger("service.access")
+
+# What may come from outside and go into headers and log lines as it is.
+SAFE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One request: its id, and the seconds its steps have taken."""
+
+    id: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, step: str, seconds: float) -> None:
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+    def server_timing(self) -> str:
+        return ", ".join(f"{step};dur={seconds * 1e3:.2f}" for step, seconds in self.seconds.items())
+
+
+_trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+def request_id() -> str:
+    """The id of the request that is being answered, `-` outside of one."""
+    trace = _trace.get()
+    return trace.id if trace else "-"
+
+
+def add(step: str, seconds: float) -> None:
+    """Count `seconds` for a step of the current request."""
+    if trace := _trace.get():
+        trace.add(step, seconds)
+
+
+@contextmanager
+def timed(step: str) -> Iterator[None]:
+    """Count the time inside for a step of the current request."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        add(step, perf_counter() - started)
+
+
+class RequestTrace:
+    """Middleware, outermost: gives each request its id, and each answer X-Request-ID and Server-Timing."""
+
+    def __init__(self, app: ASGIApp, *, access_log: bool = True) -> None:
+        self.app = app
+        self.access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        trace = Trace(given if SAFE_ID.fullmatch(given) else secrets.token_hex(8))
+        started = perf_counter()
+        status = 499  # stays when the client went away before there was an answer
+
+        async def sender(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = trace.id
+                trace.add("total", perf_counter() - started)
+                headers["Server-Timing"] = trace.server_timing()
+            await send(message)
+
+        token = _trace.set(trace)
+        try:
+            await self.app(scope, receive, sender)
+        finally:
+            if self.access_log:
+                duration = (perf_counter() - started) * 1e3
+                log.info("%s %s %d %.1f ms", scope["method"], _printable(scope["path"]), status, duration)
+            _trace.reset(token)
+
+
+def _printable(path: str) -> str:
+    """The path, unable to forge a line of the log."""
+    return path if path.isprintable() else ascii(path)
+
+
+class RequestId(logging.Filter):
+    """Gives every record of the log the id of its request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id()
+        return True
+
+
+def log_config(level: str) -> dict[str, Any]:
+    """For logging.config.dictConfig: everything to stderr, uvicorn's and onnxruntime's lines too."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"request_id": {"()": RequestId}},
+        "formatters": {"text": {"format": "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "text", "filters": ["request_id"]}
+        },
+        "root": {"level": level.upper(), "handlers": ["stderr"]},
+        # What uvicorn says at info level about its own start and stop, our banner says better.
+        "loggers": {"uvicorn": {"level": "DEBUG" if level == "debug" else "WARNING"}},
+    }

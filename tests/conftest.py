@@ -1,0 +1,73 @@
+"""Services for the tests to call: real models, real sockets, no stand-ins."""
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+from tests import live
+from tests.bundles import make_bundle
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def free_port():
+    return live.free_port()
+
+
+@pytest.fixture(scope="session")
+def shipped_service():
+    """`vae-serve` as a user starts it, with the models of the checkout."""
+    with live.serving(ROOT / "models") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """tiny@1, tiny@2 (8×8 grey, latents [4]) and colour@1 (12×10 RGB, latents [2, 3, 4])."""
+    folder = tmp_path_factory.mktemp("repository")
+    make_bundle(folder, seed=1)
+    make_bundle(folder, seed=2)
+    make_bundle(folder, "colour", 12, 10, 3, (2, 3, 4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service_url(repository):
+    """A service of `repository` in a thread of this process; its default model is tiny@2."""
+    settings = Settings(models=repository, default_model="tiny", max_body=2 << 20, max_pixels=1 << 20)
+    with in_a_thread(settings) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def http(service_url):
+    with httpx.Client(base_url=service_url) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def in_a_thread(settings):
+    """The URL of a service with these settings, on uvicorn in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, lifespan="on", ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            deadline = time.monotonic() + 30
+            while httpx.get(f"{url}/readyz").status_code != 200:
+                assert time.monotonic() < deadline, httpx.get(f"{url}/readyz").text
+                time.sleep(0.02)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
