@@ -1,0 +1,133 @@
+"""Publishes `reference@1`: the network on which all serving ratios are taken, with seeded random weights.
+
+    python -m benchmarks.reference --models DIR
+
+28×28×1, 32 latents, 0.93 M parameters each way; about 0.2 ms an image on one core. Fixed for ever: a
+ratio measured today can be compared with one measured next year.
+"""
+
+import argparse
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from service.runtime.bundle import Draft, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
+from service.runtime.engine import Engine
+from training.export import golden, parity, write_graph
+from training.networks import DecoderGraph, EncoderGraph, Posterior
+
+SIDE, LATENT = 28, 32
+
+
+class Residual(nn.Module):
+    """SiLU(x + conv3×3(SiLU(conv3×3(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.silu(x + self.last(functional.silu(self.first(x))))
+
+
+class Encoder(nn.Module):
+    """[n, 1, 28, 28] in [0, 1] → mean and logvar [n, 32]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            Residual(32),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            Residual(64),
+            nn.Flatten(),
+            nn.Linear(3136, 256),
+            nn.SiLU(),
+            nn.Linear(256, 2 * LATENT),
+        )
+
+    def forward(self, images: Tensor) -> Posterior:
+        return Posterior(*self.layers(images).chunk(2, dim=1))
+
+
+class Decoder(nn.Module):
+    """[n, 32] → logits [n, 1, 28, 28]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(LATENT, 256),
+            nn.SiLU(),
+            nn.Linear(256, 3136),
+            nn.SiLU(),
+            nn.Unflatten(1, (64, 7, 7)),
+            Residual(64),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            nn.SiLU(),
+            Residual(32),
+            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.layers(z)
+        return logits
+
+
+class Reference(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+
+
+def build() -> Reference:
+    """The network, with the same weights on every machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Reference().eval()
+
+
+def publish_reference(models: Path) -> Path:
+    """Publish it into the repository `models`; the folder of the bundle, also when it is there already."""
+    if (models / "reference/1/manifest.json").is_file():
+        return models / "reference/1"
+    network = build()
+    images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 1), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        write_graph(EncoderGraph(network.encoder), torch.from_numpy(images[:2]), ["mean", "logvar"], folder)
+        write_graph(DecoderGraph(network.decoder), torch.zeros(2, LATENT), ["image", "pixels"], folder)
+        golden(network.encoder, network.decoder, images).save(folder / "golden.npz")
+        manifest = Manifest(
+            name="reference",
+            version=1,
+            created=datetime.now(UTC),
+            image=ImageSpec(height=SIDE, width=SIDE, channels=1),
+            latent=LatentSpec(shape=(LATENT,)),
+            likelihood=LikelihoodSpec(kind="bernoulli"),
+            libraries={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
+        )
+        draft = Draft(folder, manifest)
+        tolerance = parity(network.encoder, network.decoder, Engine(draft.bundle()), images)
+        return publish(
+            models, "reference", Draft(folder, manifest.model_copy(update={"tolerance": tolerance}))
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True, help="the repository to publish into")
+    print(publish_reference(parser.parse_args().models))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The README tells the truth: every command block in it is executed, against a live service.
+
+A block that cannot run here carries `<!-- not run: the reason -->` above it; at most six may.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL
+)
+BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    """An empty folder in which a reader follows the page from top to bottom."""
+    return tmp_path_factory.mktemp("reader")
+
+
+def test_at_most_six_blocks_are_not_run_and_each_says_why():
+    reasons = [block["reason"] for block in BLOCKS if block["reason"]]
+    assert len(reasons) <= 6
+    assert all(len(reason) > 10 for reason in reasons)
+    assert len(BLOCKS) - len(reasons) >= 4
+
+
+@pytest.mark.parametrize("number", [i for i, block in enumerate(BLOCKS) if not block["reason"]])
+def test_block_runs(number, playground, shipped_service):
+    block = BLOCKS[number]
+    code = block["code"].replace("http://localhost:8000", shipped_service)
+    code = code.replace("localhost:8000", shipped_service.removeprefix("http://"))
+    bin_folder = str(Path(sys.executable).parent)
+    environment = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "VAESERVE_URL": shipped_service,
+    }
+    command = {
+        "bash": ["bash", "-euo", "pipefail", "-c", code.replace("curl ", "curl -fsS ")],
+        "python": [sys.executable, "-c", code],
+    }[block["language"]]
+    result = subprocess.run(
+        command, cwd=playground, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
+    for name in re.findall(r"-o (\S+\.png)", code):
+        with Image.open(playground / name) as image:
+            assert image.width >= 28
+
+
+@pytest.mark.parametrize("page", ["README.md", "models/README.md"])
+def test_links_point_at_files(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_bundle_page_s_example_runs():
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "models/README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
