@@ -3,10 +3,11 @@
 PYTHON ?= python3
 # Elsewhere than on the build machines torch may be wanted from another index, for example the CPU builds.
 TORCH_INDEX ?=
+DOCKER ?= docker
 SERVE := .venv/serve
 DEV := .venv/dev
 
-.PHONY: help serve train test test-all test-service check image clean
+.PHONY: help serve train test test-all test-service check image lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,7 +24,9 @@ test: $(DEV)/ready ## all tests that need pip only
 test-service: $(SERVE)/ready ## the service alone, in an environment that has no torch and no client
 	$(SERVE)/bin/python tests/service_alone.py
 
-test-all: test test-service ## every test
+# -rP shows the sizes and times that the tests print.
+test-all: test test-service ## every test; those of the images need root, and buildah and debootstrap from apt-get
+	$(DEV)/bin/python -m pytest -m heavy -rP
 
 check: $(DEV)/ready ## ruff and mypy --strict
 	$(DEV)/bin/ruff check .
@@ -31,7 +34,10 @@ check: $(DEV)/ready ## ruff and mypy --strict
 	$(DEV)/bin/mypy
 
 image: ## build the service's container image
-	docker build --target service -t vaeserve .
+	$(DOCKER) build --target service -t vaeserve .
+
+lock: $(DEV)/ready ## refresh deploy/*.lock, what the images install, from pyproject.toml
+	$(DEV)/bin/python deploy/lock.py
 
 clean: ## remove the environments
 	rm -rf .venv
