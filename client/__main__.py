@@ -4,22 +4,25 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
-from client.client import Client, Posterior, Reconstructions
+from client.client import Client
 from client.errors import BadRequest, ClientError
+from client.picture import png
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
-ROWS = 32  # files of one request: enough to fill a batch, few enough that the progress bar moves
+ROWS = 32  # images of one request: enough to fill a batch, few enough that the progress bar moves
 
 app = typer.Typer(
     name="vae-client",
@@ -50,16 +53,17 @@ def encode(
     """Embed images: their posterior means and log-variances, in the order of the sorted paths."""
     _check_suffix(output, ".npz")
     with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        files, answers, failed = _each(client.encode, _images(paths), concurrency)
+        files = _images(paths)
+        good, answers, failed = _each(client.encode, files, files, concurrency)
         if answers:
             arrays = {
-                "path": np.array([str(file) for file in files]),
+                "path": np.array([files[index] for index in good]),
                 "mean": np.concatenate([answer.mean for answer in answers]),
                 "logvar": np.concatenate([answer.logvar for answer in answers]),
                 "model": np.array(_one_model(answers)),
             }
             _save(output, _npz(arrays))
-            print(f"{output}: {len(files)} of {len(files) + len(failed)} images, {arrays['model']}")
+            print(f"{output}: {len(good)} of {len(files)} images, {arrays['model']}")
         _report(failed)
 
 
@@ -70,18 +74,20 @@ def decode(
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Model = None,
+    concurrency: Concurrency = 4,
 ) -> None:
-    """Decode latents to images."""
+    """Decode latents to images, in their order."""
     suffix = _check_suffix(output, ".png", ".npy")
     with _sentences():
-        loaded = np.load(latents, allow_pickle=False)
-        array: NDArray[Any] = loaded if isinstance(loaded, np.ndarray) else loaded["mean"]
-        with Client(url, api_key=api_key, model=model) as client:
-            _save(
-                output,
-                client.picture("/decode", array) if suffix == ".png" else _npy(client.decode(array)),
-            )
-        print(f"{output}: {len(array)} images")
+        array, its_model = _latents(latents)
+        names = [f"row {index}" for index in range(len(array))]
+        with Client(url, api_key=api_key, model=model or its_model) as client:
+            good, answers, failed = _each(client.decode, array, names, concurrency)
+        if answers:
+            images = np.concatenate(answers)
+            _save(output, png(images) if suffix == ".png" else _npy(images))
+            print(f"{output}: {len(good)} of {len(array)} images")
+        _report(failed)
 
 
 @app.command()
@@ -98,17 +104,21 @@ def reconstruct(
     """Send images through encoder and decoder; prints the mean squared error of each."""
     suffix = _check_suffix(output, ".png", ".npz")
     with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        files, answers, failed = _each(client.reconstruct, _images(paths), concurrency)
+        files = _images(paths)
+        good, answers, failed = _each(client.reconstruct, files, files, concurrency)
         if answers:
+            _one_model(answers)
+            images = np.concatenate([answer.images for answer in answers])
             errors = np.concatenate([answer.error for answer in answers])
-            for file, error in zip(files, errors, strict=True):
-                print(f"{error:.6f}  {file}")
-            if suffix == ".png":
-                _save(output, client.picture("/reconstruct", [str(file) for file in files]))
-            else:
-                images = np.concatenate([answer.images for answer in answers])
-                paths_ = np.array([str(file) for file in files])
-                _save(output, _npz({"path": paths_, "images": images, "error": errors}))
+            names = [files[index] for index in good]
+            _save(
+                output,
+                png(images)
+                if suffix == ".png"
+                else _npz({"path": np.array(names), "images": images, "error": errors}),
+            )
+            for name, error in zip(names, errors, strict=True):
+                print(f"{error:.6f}  {name}")
         _report(failed)
 
 
@@ -121,57 +131,94 @@ def sample(
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Model = None,
+    concurrency: Concurrency = 4,
 ) -> None:
     """Draw images from the model's prior."""
     suffix = _check_suffix(output, ".png", ".npy")
     with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        if suffix == ".png":
-            query = {"n": n, "temperature": temperature} | ({} if seed is None else {"seed": seed})
-            _save(output, client.picture("/sample", None, **query))
-        else:
-            _save(output, _npy(client.sample(n, seed=seed, temperature=temperature).images))
-        print(f"{output}: {n} images")
+        (samples,) = _progress([lambda: client.sample(n, seed=seed, temperature=temperature)], concurrency)
+        _save(output, png(samples.images) if suffix == ".png" else _npy(samples.images))
+        print(f"{output}: {n} images, seed {samples.seed}, {samples.model}")
 
 
 def main() -> None:
     app()
 
 
-Failed = list[tuple[Path, str]]
-Answer = TypeVar("Answer", Posterior, Reconstructions)
+Failed = list[tuple[str, str]]
+T = TypeVar("T")
+Rows = Sequence[str] | NDArray[Any]
 
 
 def _each(
-    call: Callable[[list[str]], Answer], files: list[Path], concurrency: int
-) -> tuple[list[Path], list[Answer], Failed]:
-    """Call the service on all files, several requests at a time: (good files, answers, failures)."""
-    chunks = [files[at : at + ROWS] for at in range(0, len(files), ROWS)]
-    good: list[Path] = []
-    answers: list[Answer] = []
+    call: Callable[[Any], T], rows: Rows, names: Sequence[str], concurrency: int
+) -> tuple[list[int], list[T], Failed]:
+    """Call the service on all rows, several requests at a time: (indices of good rows, answers, failures)."""
+    good: list[int] = []
+    answers: list[T] = []
     failed: Failed = []
-    with ThreadPoolExecutor(concurrency) as pool:
-        results = pool.map(lambda chunk: _chunk(call, chunk), chunks)  # in order, whichever comes back first
-        for part in track(results, total=len(chunks), transient=True, disable=not sys.stderr.isatty()):
-            for file, answer in part:
-                if isinstance(answer, str):
-                    failed += [(file[0], answer)]
-                else:
-                    good += file
-                    answers += [answer]
+    chunks = [range(at, min(at + ROWS, len(rows))) for at in range(0, len(rows), ROWS)]
+    for part in _progress([partial(_chunk, call, rows, chunk) for chunk in chunks], concurrency):
+        for indices, answer in part:
+            if isinstance(answer, _Refusal):
+                failed.append((names[indices[0]], answer.reason))
+            else:
+                good += indices
+                answers.append(answer)
     return good, answers, failed
 
 
-def _chunk(call: Callable[[list[str]], Answer], files: list[Path]) -> list[tuple[list[Path], Answer | str]]:
-    """The answer for these files; if it is a refusal, for each alone: a bad file costs no other."""
+class _Refusal(NamedTuple):
+    reason: str
+
+
+def _chunk(call: Callable[[Any], T], rows: Rows, indices: range) -> list[tuple[range, T | _Refusal]]:
+    """The answer for these rows; if it is a refusal, for each alone: a bad one costs no other."""
     try:
-        return [(files, call([str(file) for file in files]))]
+        return [(indices, call(rows[indices.start : indices.stop]))]
     except (BadRequest, OSError) as error:
-        if len(files) == 1:
-            return [(files, str(error))]
-    return [part for file in files for part in _chunk(call, [file])]
+        if len(indices) == 1:
+            return [(indices, _Refusal(str(error)))]
+    return [part for index in indices for part in _chunk(call, rows, range(index, index + 1))]
 
 
-def _images(paths: Sequence[Path]) -> list[Path]:
+def _progress(jobs: Sequence[Callable[[], T]], concurrency: int) -> Iterator[T]:
+    """The results in the order of the jobs, `concurrency` of them running, with a bar on a terminal."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            results = _ahead(pool, jobs, 2 * concurrency)
+            yield from track(results, total=len(jobs), transient=True, disable=not sys.stderr.isatty())
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C only what is in flight is waited for
+
+
+def _ahead(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
+    """Never more than `most` results that nobody has taken yet."""
+    waiting: deque[Future[T]] = deque()
+    for job in jobs:
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(job))
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _latents(path: Path) -> tuple[NDArray[Any], str | None]:
+    """The latents of a file, and the model that they belong to if the file says so."""
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        array, model = loaded, None
+    else:
+        with loaded as archive:
+            if "mean" not in archive:
+                raise ValueError(f"{path} has no `mean`; give it what `vae-client encode` wrote")
+            array, model = archive["mean"], str(archive["model"]) if "model" in archive else None
+    if array.ndim < 2 or not len(array):
+        raise ValueError(f"{path} has no latents [n, *latent] but {list(array.shape)}")
+    return array, model
+
+
+def _images(paths: Sequence[Path]) -> list[str]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -182,7 +229,7 @@ def _images(paths: Sequence[Path]) -> list[Path]:
             raise typer.BadParameter(f"{path} is not there")
     if not files:
         raise typer.BadParameter(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
-    return files
+    return [str(file) for file in files]
 
 
 def _one_model(answers: Sequence[Any]) -> str:
@@ -196,8 +243,8 @@ def _one_model(answers: Sequence[Any]) -> str:
 
 def _report(failed: Failed) -> None:
     """Failures come last, where they are seen, and make the exit status 1."""
-    for file, reason in failed:
-        print(f"failed: {file}: {reason}", file=sys.stderr)
+    for name, reason in failed:
+        print(f"failed: {name}: {reason}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 

@@ -1,12 +1,11 @@
 """`Client`: encode, decode, reconstruct and sample over HTTP, with numpy arrays on both sides."""
 
-import base64
 import io
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -14,25 +13,16 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from client.errors import Refused, Unreachable, refused
+from client import bodies
+from client.bodies import Body, ByteImages, Images, Rows
+from client.errors import BadRequest, Refused, Unreachable, refused
 
-ByteImages = NDArray[np.uint8]  # [n, h, w, c]
 Floats = NDArray[np.float32]
-ImageFile = str | os.PathLike[str] | bytes  # a path, or the bytes of a file
-Images = ImageFile | Sequence[ImageFile] | Sequence[ByteImages] | ByteImages
 
-NPY, NPZ = "application/x-npy", "application/x-npz"
+NPZ = "application/x-npz"
 ROWS = 128  # images or latents of one request; more are sent as several, in order
 RETRIES = 5
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.5, 8.0, 60.0  # seconds
-
-_TYPES = (
-    (b"\x89PNG", "image/png"),
-    (b"\xff\xd8", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"RIFF", "image/webp"),
-)
 
 
 class Posterior(NamedTuple):
@@ -69,7 +59,7 @@ class Client:
     Images are paths, bytes of image files, or arrays uint8 [n, h, w, c] (or [n, h, w]) of exactly the
     model's size. `model` is `name` or `name@version`; None takes the service's default. Everything the
     service does is safe to repeat, so 429, 503 and broken connections are tried again, with growing
-    pauses or the Retry-After that it asks for.
+    pauses or the Retry-After that it asks for. What is too large for one request goes in several.
     """
 
     def __init__(
@@ -88,28 +78,26 @@ class Client:
         self._model = model
         self._retries = retries
         self._sleep = sleep
+        # What was learned of the service: earlier ones read no forms, and limits are theirs to set.
+        self._forms = True
+        self._rows = ROWS
 
     def encode(self, images: Images) -> Posterior:
         """The posterior of each image. `mean` is its embedding."""
-        parts = [self._arrays("/encode", body, {"return": "mean,logvar"}) for body in _bodies(images, ROWS)]
+        parts = self._parts("/encode", bodies.image_rows(images), {"return": "mean,logvar"})
         mean = np.concatenate([arrays["mean"] for arrays, _ in parts])
         logvar = np.concatenate([arrays["logvar"] for arrays, _ in parts])
         return Posterior(mean, logvar, _same_model(parts))
 
     def decode(self, latents: NDArray[np.floating]) -> ByteImages:
         """Images uint8 [n, h, w, c] of latents [n, *latent]."""
-
-        array = np.ascontiguousarray(latents, np.float32)
-        if array.ndim < 2 or len(array) == 0:
-            raise ValueError(f"latents must be [n, *latent] with n ≥ 1, got {list(array.shape)}")
-        parts = [
-            self._arrays("/decode", _npy_body(array[at : at + ROWS]), {}) for at in range(0, len(array), ROWS)
-        ]
+        parts = self._parts("/decode", bodies.latent_rows(latents), {})
+        _same_model(parts)
         return np.concatenate([arrays["images"] for arrays, _ in parts])
 
     def reconstruct(self, images: Images) -> Reconstructions:
         """Each image through encoder and decoder, and how far it comes out from what went in."""
-        parts = [self._arrays("/reconstruct", body, {}) for body in _bodies(images, ROWS)]
+        parts = self._parts("/reconstruct", bodies.image_rows(images), {})
         return Reconstructions(
             np.concatenate([arrays["images"] for arrays, _ in parts]),
             np.concatenate([arrays["error"] for arrays, _ in parts]),
@@ -119,17 +107,16 @@ class Client:
     def sample(self, n: int = 1, *, seed: int | None = None, temperature: float = 1.0) -> Samples:
         """`n` images from the prior. Without a seed the service makes one up and says which."""
         query = {"n": n, "temperature": temperature} | ({} if seed is None else {"seed": seed})
-        arrays, response = self._arrays("/sample", None, query)
+        response = self._request("/sample", None, query, NPZ)
+        arrays = _arrays(response)
         return Samples(arrays["images"], int(response.headers["X-Seed"]), response.headers["X-Model"])
 
-    def picture(self, route: str, body: Images | NDArray[np.floating] | None, **query: Any) -> bytes:
+    def picture(self, route: str, rows: Images | NDArray[np.floating] | None = None, **query: Any) -> bytes:
         """What `route` (for instance "/sample") shows as a PNG: one image, or all as a contact sheet."""
-        sent = None
-        if route == "/decode":
-            sent = _npy_body(np.ascontiguousarray(body, np.float32))
-        elif body is not None:
-            (sent,) = _bodies(body, ROWS * 1000)  # type: ignore[arg-type]
-        return self._request(route, sent, query, "image/png").content
+        if rows is None:
+            return self._request(route, None, query, "image/png").content
+        sent = bodies.latent_rows(rows) if route == "/decode" else bodies.image_rows(rows)  # type: ignore[arg-type]
+        return self._send(route, sent, query, "image/png").content
 
     def models(self) -> dict[str, Any]:
         """What is loaded: the answer of GET /models."""
@@ -147,15 +134,36 @@ class Client:
     ) -> None:
         self.close()
 
-    def _arrays(
-        self, route: str, body: "_Body | None", query: Mapping[str, Any]
-    ) -> tuple[dict[str, NDArray[Any]], httpx.Response]:
-        response = self._request(route, body, query, NPZ)
-        with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}, response
+    def _parts(
+        self, route: str, rows: Rows, query: Mapping[str, Any]
+    ) -> list[tuple[dict[str, NDArray[Any]], httpx.Response]]:
+        """The answers for all rows, in their order; requests that are too large are sent in halves."""
+        done, parts = 0, []
+        while done < len(rows):
+            part = rows[done : done + min(self._rows, ROWS)]
+            try:
+                response = self._send(route, part, query, NPZ)
+            except BadRequest as error:
+                if error.status != 413 or len(part) == 1:
+                    raise
+                self._rows = min(self._rows, len(part) // 2)
+            else:
+                parts.append((_arrays(response), response))
+                done += len(part)
+        return parts
+
+    def _send(self, route: str, rows: Rows, query: Mapping[str, Any], accept: str) -> httpx.Response:
+        body = bodies.body(rows, forms=self._forms)
+        try:
+            return self._request(route, body, query, accept)
+        except BadRequest as error:
+            if error.status != 415 or not body.is_form:
+                raise
+            self._forms = False
+        return self._request(route, bodies.body(rows, forms=False), query, accept)
 
     def _request(
-        self, route: str, body: "_Body | None", query: Mapping[str, Any], accept: str
+        self, route: str, body: Body | None, query: Mapping[str, Any], accept: str
     ) -> httpx.Response:
         params = dict(query) | ({"model": self._model} if self._model and route != "/models" else {})
         headers = {"Accept": accept} | ({"Content-Type": body.type} if body else {})
@@ -185,53 +193,9 @@ class Client:
         raise failure
 
 
-class _Body(NamedTuple):
-    content: bytes
-    type: str
-
-
-def _bodies(images: Images, rows: int) -> list[_Body]:
-    """One request body for every `rows` images: a file as it is, files in JSON, arrays as npy."""
-    if isinstance(images, str | os.PathLike | bytes):
-        return [_file_body(_content(images))]
-    if not len(images):
-        raise ValueError("there are no images")
-    files = [image for image in images if isinstance(image, str | os.PathLike | bytes)]
-    if len(files) == len(images):
-        return [
-            _json_body([_content(file) for file in files[at : at + rows]])
-            for at in range(0, len(files), rows)
-        ]
-    if files:
-        raise TypeError("send either arrays or files, not both in one call")
-    array = np.asarray(images)
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise ValueError(
-            f"arrays must be uint8 [n, h, w, c] or [n, h, w], got {array.dtype} {list(array.shape)}"
-        )
-    return [_npy_body(array[at : at + rows]) for at in range(0, len(array), rows)]
-
-
-def _content(file: ImageFile) -> bytes:
-    return file if isinstance(file, bytes) else Path(file).read_bytes()
-
-
-def _file_body(content: bytes) -> _Body:
-    for magic, media_type in _TYPES:
-        if content.startswith(magic):
-            return _Body(content, media_type)
-    return _json_body([content])  # the service says best what is wrong with it
-
-
-def _json_body(files: list[bytes]) -> _Body:
-    encoded = ",".join(f'"{base64.b64encode(file).decode()}"' for file in files)
-    return _Body(f'{{"images":[{encoded}]}}'.encode(), "application/json")
-
-
-def _npy_body(array: NDArray[Any]) -> _Body:
-    file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-    return _Body(file.getvalue(), NPY)
+def _arrays(response: httpx.Response) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _same_model(parts: Sequence[tuple[Any, httpx.Response]]) -> str:
@@ -245,6 +209,15 @@ def _same_model(parts: Sequence[tuple[Any, httpx.Response]]) -> str:
 
 
 def _retry_after(response: httpx.Response, otherwise: float) -> float:
-    """Seconds that the service asks to wait. (A date is not what ours sends; then the usual pause.)"""
+    """Seconds that the service asks to wait; proxies ask with a date."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), LONGEST_RETRY_AFTER) + random.uniform(0, 0.5) if value.isdecimal() else otherwise
+    try:
+        seconds = float(value) if value.isdecimal() else _until(value)
+    except ValueError:
+        return otherwise
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) + random.uniform(0, 0.5)
+
+
+def _until(date: str) -> float:
+    then = parsedate_to_datetime(date)
+    return (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds()

@@ -17,6 +17,7 @@ from pydantic_settings import CliApp, CliSettingsSource
 from uvicorn.supervisors import Multiprocess
 
 from service.app import create_app
+from service.protocol import Http
 from service.runtime.bundle import BundleError
 from service.runtime.repository import find, open_engine
 from service.served import ServedModels, Service, load
@@ -100,7 +101,7 @@ def _config(settings: Settings, **more: object) -> uvicorn.Config:
     return uvicorn.Config(
         **more,  # type: ignore[arg-type]
         loop="auto",  # uvloop, where it is installed
-        http="auto",  # httptools likewise
+        http=Http,
         ws="none",
         lifespan="on",
         log_config=log_config(settings.log_level),

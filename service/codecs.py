@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.negotiation import BMP, GIF, JPEG, JSON, NPY, NPZ, PNG, WEBP
+from service.negotiation import BMP, GIF, JPEG, JSON, MULTIPART, NPY, NPZ, PNG, WEBP
 from service.npy import read_npy
 from service.problems import (
     BadImage,
@@ -56,6 +56,19 @@ def images_from_file(data: bytes, manifest: Manifest, budget: Budget) -> ByteIma
     return _read(data, manifest, budget.pixels, "")[np.newaxis]
 
 
+def images_from_form(files: list[bytes], manifest: Manifest, budget: Budget) -> ByteImages:
+    """The `images` of a form: several image files."""
+    if not files:
+        raise InvalidRequest("The form has no field `images`; with curl: -F images=@a.png -F images=@b.png.")
+    _check_count(len(files), budget, "images")
+    left = budget.all_pixels
+    rows = []
+    for index, data in enumerate(files):
+        left = _less(left, data, budget)
+        rows.append(_read(data, manifest, budget.pixels, f"/images/{index}"))
+    return np.stack(rows)
+
+
 def images_from_list(items: list[str | list[Any]], manifest: Manifest, budget: Budget) -> ByteImages:
     """The `images` of a JSON body: files in base64, nested lists of pixels, or both."""
     _check_count(len(items), budget, "images")
@@ -66,12 +79,7 @@ def images_from_list(items: list[str | list[Any]], manifest: Manifest, budget: B
         pointer = f"/images/{index}"
         if isinstance(item, str):
             data = _from_base64(item, pointer)
-            left -= _pixels(data)
-            if left < 0:
-                raise TooManyPixels(
-                    f"the images of this request have more than {budget.all_pixels:,} pixels together; "
-                    "send them in several requests, or smaller"
-                )
+            left = _less(left, data, budget)
             rows.append(_read(data, manifest, budget.pixels, pointer))
         else:
             image = _rectangular(item, np.uint8, pointer)
@@ -114,7 +122,7 @@ def latents_from_npy(data: bytes, manifest: Manifest, budget: Budget) -> Floats:
     return _finite(array)
 
 
-# From a body, or from the field of a JSON body that holds the data, to rows for the model.
+# From a body, or from the field of a JSON body or a form that holds the data, to rows for the model.
 Reader = Callable[[Any, Manifest, Budget], NDArray[Any]]
 
 IMAGE_READERS: dict[str, Reader] = {
@@ -124,6 +132,7 @@ IMAGE_READERS: dict[str, Reader] = {
     WEBP: images_from_file,
     GIF: images_from_file,
     BMP: images_from_file,
+    MULTIPART: images_from_form,
     NPY: images_from_npy,
 }
 LATENT_READERS: dict[str, Reader] = {
@@ -149,13 +158,18 @@ def _read(data: bytes, manifest: Manifest, max_pixels: int, pointer: str) -> NDA
         raise BadImage(_at(pointer, str(error)), errors=_pointers(pointer, str(error))) from None
 
 
-def _pixels(data: bytes) -> int:
-    """What the header of an image file declares; 0 for bytes that are none: reading them will tell why."""
+def _less(left: int, data: bytes, budget: Budget) -> int:
+    """How many pixels the other files of a request may have after this one."""
     try:
         width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
-    except Exception:  # Pillow's parsers raise nearly anything
-        return 0
-    return width * height
+    except Exception:  # Pillow's parsers raise nearly anything; reading the file will tell what is wrong
+        return left
+    if width * height > left:
+        raise TooManyPixels(
+            f"the images of this request have more than {budget.all_pixels:,} pixels together; "
+            "send them in several requests, or smaller"
+        )
+    return left - width * height
 
 
 def _from_base64(text: str, pointer: str) -> bytes:

@@ -13,6 +13,7 @@ JPEG = "image/jpeg"
 WEBP = "image/webp"
 GIF = "image/gif"
 BMP = "image/bmp"
+MULTIPART = "multipart/form-data"
 
 ALIASES = {"image/jpg": JPEG, "image/x-ms-bmp": BMP}  # not registered, and common
 

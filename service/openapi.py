@@ -1,9 +1,11 @@
 """What /openapi.json and /docs say about bodies, answers and problems.
 
 The routes read bodies of many media types themselves, so FastAPI cannot know them: it is told here.
+`python -m service.openapi > docs/openapi.json` writes the document.
 """
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,8 +17,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from service import problems, schemas
-from service.negotiation import JSON
+from service import examples, problems, schemas
+from service.forms import FILES
+from service.negotiation import JSON, MULTIPART
 from service.problems import MEDIA_TYPE
 
 REFERENCE = "#/components/schemas/{model}"
@@ -35,6 +38,9 @@ SCHEMAS = (
     schemas.Readiness,
     problems.ProblemDetails,
 )
+# Answers that nothing is computed for.
+TOLD = (schemas.ModelsAnswer, schemas.ModelAnswer, schemas.Health, schemas.Readiness)
+BINARY = {"type": "string", "format": "binary"}
 PARAMETERS = {
     "name": {"schema": {"type": "string"}, "description": "a model that is loaded", "example": "mnist"},
     "version": {"schema": {"type": "integer", "minimum": 1}, "description": "a version of it that is loaded"},
@@ -45,8 +51,11 @@ HEADERS = {
     "X-Model": "name@version of the model that answered",
     "X-Seed": "the seed of the noise, where there was any",
 }
-# What can go wrong where something is computed; everywhere else it is a part of this.
-STATUSES = (404, 406, 409, 413, 415, 422, 500, 503)
+RETRY_AFTER = "seconds after which to try again"
+# What can go wrong where something is computed, and where something is told. Not all of it happens already,
+# but a client had better be ready for all of the problems that this service has a page for.
+COMPUTING = frozenset({401, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504})
+INFORMING = frozenset({401, 404, 409, 422, 429, 500, 503})
 
 
 @dataclass(frozen=True)
@@ -72,17 +81,17 @@ def describe(operation: Operation) -> dict[str, Any]:
         ]
     if body := operation.body:
         needed = any(field.is_required() for field in body.model_fields.values())
-        extra["requestBody"] = {"required": needed, "content": _content(operation.readers, body)}
+        content = _content(operation.readers, body, sent=True)
+        extra["requestBody"] = {"required": needed, "content": content}
     responses: dict[int | str, dict[str, Any]] = {
         200: {
             "description": inspect.cleandoc(operation.answer.__doc__ or ""),
-            "content": _content(operation.writers, operation.answer),
+            "content": _content(operation.writers, operation.answer, sent=False),
             "headers": {name: _header(description) for name, description in HEADERS.items()},
         }
     }
-    for status in STATUSES:
-        problem = {MEDIA_TYPE: {"schema": _reference(problems.ProblemDetails)}}
-        responses[status] = {"description": HTTPStatus(status).phrase, "content": problem}
+    for status in sorted(INFORMING if operation.answer in TOLD else COMPUTING):
+        responses[status] = _problems(status)
     return {"openapi_extra": extra, "responses": responses, "response_model": None}
 
 
@@ -97,18 +106,59 @@ def install(app: FastAPI) -> None:
             )
             components = schema.setdefault("components", {})
             components["schemas"] = definitions["$defs"]
+            components["examples"] = examples.components()
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = build  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
-def _content(media_types: Iterable[str], model: type[BaseModel]) -> dict[str, Any]:
-    binary = {"type": "string", "format": "binary"}
-    return {
-        media_type: {"schema": _reference(model) if media_type == JSON else binary}
-        for media_type in media_types
-    }
+def document() -> dict[str, Any]:
+    """The document as a service with default settings shows it."""
+    from service.app import create_app  # which imports this module
+    from service.settings import Settings
+
+    return create_app(Settings()).openapi()
+
+
+def _content(media_types: Iterable[str], model: type[BaseModel], *, sent: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for media_type in media_types:
+        if media_type == JSON:
+            content[media_type] = {
+                "schema": _reference(model),
+                "examples": examples.of_model(model.__name__),
+            }
+            continue
+        content[media_type] = {
+            "schema": _form(model) if media_type == MULTIPART else BINARY,
+            "examples": examples.of_binary(media_type, sent=sent),
+        }
+    return content
+
+
+def _form(model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a JSON body as those of a form: images are files; there is no null and no empty list."""
+    fields = model.model_json_schema()["properties"]
+    for field in fields.values():
+        field.pop("minItems", None)
+        if choices := [each for each in field.get("anyOf", ()) if each != {"type": "null"}]:
+            del field["anyOf"], field["default"]
+            field |= choices[0]
+    fields[FILES] = {"type": "array", "items": BINARY, "minItems": 1, "description": "image files"}
+    return {"type": "object", "properties": fields, "required": [FILES], "additionalProperties": False}
+
+
+def _problems(status: int) -> dict[str, Any]:
+    """A status of 400 or above, with an example of each problem that has it."""
+    kinds = [kind for kind in problems.kinds() if kind.status == status]
+    content: dict[str, Any] = {"schema": _reference(problems.ProblemDetails), "examples": {}}
+    for kind in kinds:
+        content["examples"] |= examples.of_problem(kind.slug)
+    described: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: content}}
+    if any(kind.retry_after for kind in kinds):
+        described["headers"] = {"Retry-After": _header(RETRY_AFTER)}
+    return described
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
@@ -117,3 +167,7 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 def _header(description: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}}
+
+
+if __name__ == "__main__":
+    print(json.dumps(document(), indent=1, ensure_ascii=False))

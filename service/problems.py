@@ -183,18 +183,24 @@ def kinds(root: type[Problem] = Problem) -> Iterator[type[Problem]]:
         yield from kinds(kind)
 
 
-def response(problem: Problem) -> Response:
-    """The problem as an answer."""
-    content: dict[str, Any] = {
+def content(problem: Problem, request_id: str, *, status: int | None = None) -> bytes:
+    """The body of the answer."""
+    fields: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
-        "status": problem.status,
+        "status": status or problem.status,
         "detail": problem.detail,
-        "instance": telemetry.request_id(),
+        "instance": request_id,
     }
     if problem.errors:
-        content["errors"] = [error.model_dump() for error in problem.errors]
-    return Response(orjson.dumps(content), problem.status, problem.headers, MEDIA_TYPE)
+        fields["errors"] = [error.model_dump() for error in problem.errors]
+    return orjson.dumps(fields)
+
+
+def response(problem: Problem) -> Response:
+    """The problem as an answer."""
+    body = content(problem, telemetry.request_id())
+    return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 
 
 async def answer(request: Request, error: Exception) -> Response:

@@ -17,9 +17,10 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 from numpy.typing import NDArray
 
-from service import negotiation, openapi, problems
+from service import negotiation, openapi, problems, schemas
 from service.codecs import ARRAY_WRITERS, IMAGE_READERS, LATENT_READERS, WRITERS, Answer, Budget, Reader
-from service.negotiation import JSON
+from service.forms import read_form
+from service.negotiation import JSON, MULTIPART
 from service.openapi import Operation
 from service.runtime.engine import Posterior
 from service.runtime.prior import noise
@@ -247,7 +248,8 @@ async def _read(
 ) -> tuple[ServedModel, O, NDArray[Any]]:
     """The model that is meant, the options, and rows for the model; `field` has the data of a JSON body."""
     service = _service(request)
-    media_type = negotiation.content_type(request.headers.get("content-type"), readers)
+    header = request.headers.get("content-type")
+    media_type = negotiation.content_type(header, readers)
     models = service.models  # without any, nothing is read
     data = await request.body()
 
@@ -257,11 +259,14 @@ async def _read(
         if media_type == JSON:
             body = parse(kind, data)
             options, source = merge(query, body), getattr(body, field)
+        elif media_type == MULTIPART:
+            form = read_form(data, header or "", max_files=budget.images)
+            options, source = merge(query, schemas.parse_form(type(query), form.fields)), form.files
         model = _chosen(models, request, options)
         return model, options, readers[media_type](source, model.manifest, budget)
 
     with timed("read"):
-        return await service.read(len(data) if media_type == JSON else 0, read)
+        return await service.read(len(data) if media_type in (JSON, MULTIPART) else 0, read)
 
 
 async def _write(request: Request, media_type: str, answer: Answer) -> Response:

@@ -166,7 +166,9 @@ class Limits(BaseModel):
     max_body: int = Field(description="bytes")
     max_images: int
     max_samples: int
-    max_pixels: int = Field(description="of one image file; all files of a request: four times as many")
+    max_pixels: int = Field(
+        description="of one image file (WebP: half as many); all files of a request: four times as many"
+    )
 
 
 class ModelSummary(BaseModel):
@@ -245,6 +247,17 @@ def merge(query: Options, body: O) -> O:
     if twice:
         raise InvalidRequest("The query and the body say different things; say it once.", errors=twice)
     return body.model_copy(update={name: getattr(query, name) for name in query.model_fields_set})
+
+
+def parse_form(kind: type[O], fields: dict[str, list[str]]) -> O:
+    """The options of a form, written as in a query: `return` may be there several times, the rest once."""
+    values = {
+        name: found if name == "return" or len(found) > 1 else found[0] for name, found in fields.items()
+    }
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise invalid(_plain(error)) from None
 
 
 _WANTED = {

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         16 * MIB,
         ge=1,
         description="pixels of an image file, known from its header before decoding: a small file can "
-        "unpack to gigabytes. All files of one request together may have four times as many",
+        "unpack to gigabytes. WebP may have half as many, all files of one request four times as many",
     )
     max_batch: int = Field(
         64,

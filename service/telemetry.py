@@ -120,6 +120,10 @@ def log_config(level: str) -> dict[str, Any]:
             "stderr": {"class": "logging.StreamHandler", "formatter": "text", "filters": ["request_id"]}
         },
         "root": {"level": level.upper(), "handlers": ["stderr"]},
-        # What uvicorn says at info level about its own start and stop, our banner says better.
-        "loggers": {"uvicorn": {"level": "DEBUG" if level == "debug" else "WARNING"}},
+        "loggers": {
+            # What uvicorn says at info level about its own start and stop, our banner says better.
+            "uvicorn": {"level": "DEBUG" if level == "debug" else "WARNING"},
+            # It warns of every form that is malformed, which is the client's affair and told to it.
+            "python_multipart": {"level": "ERROR"},
+        },
     }

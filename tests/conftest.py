@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from service.app import create_app
+from service.protocol import Http
 from service.settings import Settings
 from tests import live
 from tests.bundles import make_bundle
@@ -27,6 +28,14 @@ def free_port():
 def shipped_service():
     """`vae-serve` as a user starts it, with the models of the checkout."""
     with live.serving(ROOT / "models") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory):
+    """The URL of a service of one model of the name and shape that the documentation's examples are for."""
+    bundle = make_bundle(tmp_path_factory.mktemp("mnist"), "mnist", 28, 28, 1, (32,))
+    with in_a_thread(Settings(models=bundle, access_log=False)) as url:
         yield url
 
 
@@ -57,7 +66,8 @@ def http(service_url):
 @contextlib.contextmanager
 def in_a_thread(settings):
     """The URL of a service with these settings, on uvicorn in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, lifespan="on", ws="none"))
+    config = uvicorn.Config(create_app(settings), http=Http, log_config=None, lifespan="on", ws="none")
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

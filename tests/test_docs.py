@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import documents
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(
@@ -56,7 +58,28 @@ def test_block_runs(number, playground, shipped_service):
             assert image.width >= 28
 
 
-@pytest.mark.parametrize("page", ["README.md", "models/README.md"])
+@pytest.mark.parametrize(
+    ("page", "name", "text"),
+    [(page, name, text) for page in documents.PAGES for name, text in documents.parts(page).items()],
+)
+def test_what_is_made_from_the_code_is_up_to_date(page, name, text):
+    assert text == documents.made(name), (
+        f"{page}: `{name}` changed; `python -m tests.documents` writes it anew"
+    )
+
+
+def test_the_tables_are_there():
+    """Nobody takes the markers out, and nothing that can be set or typed is left out."""
+    assert set(documents.parts("README.md")) == {"endpoints"}
+    commands = (
+        "vae-client",
+        *(f"vae-client {name}" for name in ("encode", "decode", "reconstruct", "sample")),
+    )
+    helps = {f"{command} --help" for command in ("vae-serve", "vae-serve check", *commands)}
+    assert set(documents.parts("docs/settings.md")) == {"settings", *helps}
+
+
+@pytest.mark.parametrize("page", ["README.md", "models/README.md", "docs/settings.md"])
 def test_links_point_at_files(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):

@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.runtime.bundle import Bundle, BundleError, Manifest
+from service.runtime.ort import ort
 from service.runtime.prior import read_prior
 
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}

@@ -1,7 +1,8 @@
 """Image files → uint8 [h, w, c] and back. The one preprocessing path: training and serving call this.
 
 What a person expects of a picture holds here: EXIF orientation is applied, transparency is shown on
-white, 16-bit grey keeps its full range, of an animation the first frame counts.
+white, 16-bit grey keeps its full range, of an animation the first frame counts. A large picture costs
+little more memory than Pillow needs to decode it: it is converted in strips, and shrunk on the way.
 """
 
 import io
@@ -15,6 +16,32 @@ from PIL import Image, ImageOps
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has parsers for sixty more that nobody sends
 
 Fit = Literal["cover", "contain", "stretch"]
+
+# The largest side that JPEG can have. Pillow keeps a pointer for every row, so that an image of one column
+# would take three times the memory of its pixels.
+MAX_SIDE = 65_535
+
+# Up to here an image is converted in one go and resampled from all of its pixels; above, in strips of as
+# many pixels, each shrunk by a whole number before the resampling, to no less than twice the model's size.
+STRIP = 1 << 20
+
+# Pillow decodes run-length encoded BMP in Python, 3 MB a second.
+MAX_RUN_LENGTH = 1 << 20
+
+# WebP decodes into three canvases and a copy: 17 bytes a pixel where other formats take 4 to 8.
+COST = {"WEBP": 2}
+
+ORIENTATION = 0x0112  # EXIF's
+# Its value → what turns the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -37,9 +64,13 @@ def read_image(
     image = _open(data, max_pixels)
     try:
         # JPEG can decode at a fraction of its size; twice the model's keeps the resampling exact enough.
-        image.draft(None, (2 * max(height, width),) * 2)
-        image = ImageOps.exif_transpose(image)
-        image = _fit(_to_mode(image, "L" if channels == 1 else "RGB"), (width, height), fit)
+        enough = 2 * max(height, width)
+        image.draft(None, (enough, enough))
+        image.load()
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        image = _converted(image, "L" if channels == 1 else "RGB", enough)
+        image = image if turn is None else image.transpose(turn)
+        image = _fit(image, (width, height), fit)
     except Exception as error:  # a broken file makes Pillow's parsers raise nearly anything
         raise ImageError(f"the image is broken or truncated ({_reason(error)})") from error
     return np.asarray(image).reshape(height, width, channels)
@@ -49,7 +80,9 @@ def image_size(data: bytes, *, max_pixels: int = 64_000_000) -> tuple[int, int, 
     """(height, width, channels) of an image file from its header, as a person sees it; channels 1 or 3."""
     image = _open(data, max_pixels)
     try:
-        turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5-8 lie on their side
+        # Of a PNG only what stands before its pixels: to look further, Pillow would decode them all.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)  # those lie on their side
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or (
             image.mode in ("P", "PA") and _is_grey(image)
         )
@@ -57,6 +90,15 @@ def image_size(data: bytes, *, max_pixels: int = 64_000_000) -> tuple[int, int, 
         raise ImageError(f"the image is broken or truncated ({_reason(error)})") from error
     width, height = image.size[::-1] if turned else image.size
     return height, width, 1 if grey else 3
+
+
+def fit_array(
+    pixels: NDArray[np.uint8], *, height: int, width: int, channels: int, fit: Fit
+) -> NDArray[np.uint8]:
+    """Bring uint8 [h, w, 1 or 3] to a model's size as `read_image` does files: [height, width, channels]."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image = _fit(_to_mode(image, "L" if channels == 1 else "RGB"), (width, height), fit)
+    return np.asarray(image).reshape(height, width, channels)
 
 
 def contact_sheet(
@@ -95,17 +137,34 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             f"the bytes are no image that can be read ({_reason(error)}); send {', '.join(FORMATS)}"
         ) from error
     width, height = image.size
-    if width * height > max_pixels:
+    allowed = max_pixels // COST.get(image.format or "", 1)
+    if width * height > allowed or max(width, height) > MAX_SIDE:
         raise TooManyPixels(
-            f"the image has {width} × {height} pixels, more than the {max_pixels:,} allowed; send it smaller"
+            f"the image has {width} × {height} pixels; a {image.format} file may have {allowed:,} here and "
+            f"{MAX_SIDE:,} a side: send it smaller"
         )
+    if len(data) > MAX_RUN_LENGTH and any(tile[0] == "bmp_rle" for tile in image.tile):
+        raise ImageError("a BMP with run-length encoding takes too long to decode; send it as PNG")
     return image
+
+
+def _converted(image: Image.Image, mode: Literal["L", "RGB"], enough: int) -> Image.Image:
+    """The image in `mode`; a large one also shrunk, by a factor that leaves both sides `enough`."""
+    if image.width * image.height <= STRIP:
+        return _to_mode(image, mode)
+    factor = max(1, min(image.size) // enough)
+    rows = max(1, STRIP // image.width // factor) * factor
+    shrunk = Image.new(mode, (-(-image.width // factor), -(-image.height // factor)))
+    for top in range(0, image.height, rows):
+        strip = _to_mode(image.crop((0, top, image.width, min(top + rows, image.height))), mode)
+        shrunk.paste(strip.reduce(factor), (0, top // factor))
+    return shrunk
 
 
 def _to_mode(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
-        wide = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.rint(np.clip(wide / 257.0, 0, 255)).astype(np.uint8))
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # rounded
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

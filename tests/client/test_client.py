@@ -1,6 +1,8 @@
 """The client against a live service, and against answers that a service or a proxy gives on bad days."""
 
 import io
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 
 from client import BadRequest, Client, Overloaded, ServerFault, Unreachable
 from client import client as module
+from client.picture import png as as_png
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
@@ -87,6 +90,20 @@ def test_models_lists_what_is_loaded(client):
     assert {model["name"] for model in client.models()["models"]} == {"tiny", "colour"}
 
 
+@pytest.mark.parametrize(("model", "channels"), [("tiny", 1), ("colour", 3)])
+@pytest.mark.parametrize("n", [1, 2, 5, 16])
+def test_pictures_made_here_are_those_of_the_service(service, model, channels, n):
+    with Client(service, model=model) as client:
+        theirs = client.picture("/sample", n=n, seed=7)
+        ours = as_png(client.sample(n, seed=7).images)
+        for picture in (theirs, ours):
+            with Image.open(io.BytesIO(picture)) as image:
+                assert image.mode == ("L" if channels == 1 else "RGB")
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(io.BytesIO(ours))), np.asarray(Image.open(io.BytesIO(theirs)))
+        )
+
+
 def test_what_the_service_refuses_raises_its_detail(client):
     with pytest.raises(BadRequest) as caught:
         client.encode(b"\x89PNG but not really")
@@ -107,6 +124,67 @@ def test_what_the_service_refuses_raises_its_detail(client):
 def test_what_cannot_be_sent_is_said_before_it_is_sent(client, images, error):
     with pytest.raises(ValueError, match=error):
         client.encode(images)
+
+
+def answering(service, refuse):
+    """A client of the live service, with somebody between who refuses some requests; and what got through."""
+    seen = []
+
+    def pass_on(request):
+        content = request.read()
+        if refusal := refuse(request, content):
+            status, slug = refusal
+            return httpx.Response(
+                status, json={"type": f"/problems/{slug}", "detail": "No.", "status": status}
+            )
+        seen.append((request.headers.get("Content-Type", "").partition(";")[0], len(content)))
+        with httpx.Client() as onward:
+            answer = onward.request(
+                request.method, request.url, headers=request.headers, content=content or None
+            )
+        return httpx.Response(answer.status_code, content=answer.content, headers=answer.headers)
+
+    return Client(service, transport=httpx.MockTransport(pass_on)), seen
+
+
+def test_several_files_go_as_a_form_and_an_earlier_service_gets_json(service, client):
+    files = [png(image) for image in IMAGES]
+    expected = client.encode(IMAGES).mean
+    newer, seen = answering(service, lambda request, content: None)
+    np.testing.assert_allclose(newer.encode(files).mean, expected, atol=1e-5)
+    assert [kind for kind, _ in seen] == ["multipart/form-data"]
+
+    def knows_no_forms(request, content):
+        if request.headers["Content-Type"].startswith("multipart/"):
+            return 415, "unsupported-media-type"
+        return None
+
+    earlier, seen = answering(service, knows_no_forms)
+    for _ in range(2):  # the second time it does not even try
+        np.testing.assert_allclose(earlier.encode(files).mean, expected, atol=1e-5)
+    np.testing.assert_array_equal(earlier.reconstruct(files).images, client.reconstruct(IMAGES).images)
+    assert {kind for kind, _ in seen} == {"application/json"}
+
+
+@pytest.mark.parametrize("kind", ["files", "arrays"])
+def test_what_is_too_large_goes_in_several_requests(service, client, kind):
+    images = [png(image) for image in IMAGES] if kind == "files" else IMAGES
+    limit = 500 if kind == "files" else 300  # bytes: two images
+    picky, seen = answering(
+        service, lambda request, content: (413, "too-large") if len(content) > limit else None
+    )
+    np.testing.assert_allclose(picky.encode(images).mean, client.encode(IMAGES).mean, atol=1e-5)
+    assert len(seen) >= 3
+    assert max(size for _, size in seen) <= limit
+    nothing, _ = answering(service, lambda request, content: (413, "too-large"))
+    with pytest.raises(BadRequest, match="too-large"):
+        nothing.encode(images)
+
+
+def test_the_limit_of_a_service_on_images_is_found_out(service, client):
+    many = np.tile(IMAGES, (120, 1, 1, 1))  # more than the 256 of a request
+    assert client.encode(many).mean.shape == (600, 4)
+    assert client.decode(np.zeros((600, 4))).shape == (600, 8, 8, 1)
 
 
 def test_arrays_and_files_in_one_call_are_refused(client):
@@ -143,6 +221,15 @@ def test_overload_is_waited_out_for_as_long_as_the_service_asks():
     assert client.sample(5).seed == 1
     assert 7 <= pauses[0] <= 7.5
     assert 0.5 <= pauses[1] <= 1.0
+
+
+def test_a_date_to_wait_for_is_understood_and_nonsense_is_not_waited_for():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    answers = [httpx.Response(429, headers={"Retry-After": value}) for value in (soon, "soon", "-5")]
+    client, pauses, _ = scripted(*answers, good())
+    client.sample(5)
+    assert 17 <= pauses[0] <= 20.5
+    assert all(pause <= 2 for pause in pauses[1:])
 
 
 def test_a_broken_connection_is_tried_again():

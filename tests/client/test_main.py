@@ -1,11 +1,13 @@
 """`vae-client` as a person types it, against a live service."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.__main__ import app
+from client.__main__ import _progress, app
 
 rng = np.random.default_rng(0)
 
@@ -61,6 +63,43 @@ def test_sample_is_repeatable_and_a_contact_sheet(service, tmp_path):
     assert np.load(tmp_path / "a.npy").shape == (9, 8, 8, 1)
 
 
+def test_more_than_a_request_holds_is_decoded_in_order(service, tmp_path, client):
+    latents = rng.standard_normal((300, 4)).astype(np.float32)
+    np.save(tmp_path / "latents.npy", latents)
+    output = tmp_path / "images.npy"
+    result = run(service, "decode", tmp_path / "latents.npy", "-o", output, "--concurrency", 3)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(np.load(output), client.decode(latents))
+    sheet = run(service, "decode", tmp_path / "latents.npy", "-o", tmp_path / "images.png")
+    assert sheet.exit_code == 0, sheet.output
+    assert pixels(tmp_path / "images.png").shape == (17 * 10 + 2, 18 * 10 + 2)
+
+
+def test_a_bad_row_is_reported_last_and_costs_the_others_nothing(service, tmp_path):
+    latents = np.zeros((40, 4), np.float32)
+    latents[7] = np.nan
+    np.save(tmp_path / "latents.npy", latents)
+    result = run(service, "decode", tmp_path / "latents.npy", "-o", tmp_path / "images.npy")
+    assert result.exit_code == 1
+    assert "39 of 40 images" in result.output
+    assert result.output.strip().splitlines()[-1].startswith("failed: row 7: ")
+
+
+def test_embeddings_are_decoded_by_the_model_that_made_them(service, tmp_path):
+    np.savez(tmp_path / "e.npz", mean=np.zeros((1, 4), np.float32), model="tiny@7")
+    result = run(service, "decode", tmp_path / "e.npz", "-o", tmp_path / "images.png")
+    assert result.exit_code == 1
+    assert "tiny@7 is not loaded; there is tiny@1" in result.output
+
+
+def test_results_are_computed_only_a_little_ahead():
+    started, taken = [], 0
+    jobs = [partial(started.append, index) for index in range(100)]
+    for taken, _ in enumerate(_progress(jobs, 2), 1):
+        assert len(started) <= taken + 4
+    assert (taken, len(started)) == (100, 100)
+
+
 def test_embeddings_decode_to_reconstructions(service, folder, tmp_path):
     assert run(service, "encode", folder / "00.png", "-o", tmp_path / "e.npz").exit_code == 0
     assert run(service, "decode", tmp_path / "e.npz", "-o", tmp_path / "decoded.png").exit_code == 0
@@ -81,6 +120,7 @@ def test_embeddings_decode_to_reconstructions(service, folder, tmp_path):
         (["sample", "-n", "100000", "-o", "a.png"], "too-large"),
         (["sample", "-o", "no/such/folder/a.png"], "No such file"),
         (["sample", "--model", "unknown", "-o", "a.png"], "unknown-model"),
+        (["decode", "nowhere.npy", "-o", "a.png"], "No such file"),
     ],
 )
 def test_mistakes_end_in_a_sentence(service, tmp_path, monkeypatch, arguments, message):

@@ -284,6 +284,7 @@ def test_every_media_type_of_the_contract_is_in_a_table():
     images = {
         "application/json",
         "application/x-npy",
+        "multipart/form-data",
         *(f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp")),
     }
     assert set(codecs.IMAGE_READERS) == images

@@ -9,6 +9,7 @@ import subprocess
 import httpx
 import pytest
 
+from service.__main__ import check
 from tests.bundles import make_bundle
 from tests.live import VAE_SERVE, until_ready
 
@@ -148,6 +149,36 @@ def test_check(repository, tmp_path):
     first, second = ended.stdout.splitlines()
     assert first.split() == ["good", "tiny@1", str(good)]
     assert second.startswith(f"bad   {bad}/encoder.onnx has another SHA-256")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing graph", "decoder.onnx"),
+        ("no graph", "decoder.onnx"),
+        ("newer format", "made by a newer vaeserve"),
+        ("no manifest that can be read", "manifest.json"),
+        ("another place", "says it is tiny@1; put it at tiny/1"),
+    ],
+)
+def test_check_says_what_is_wrong(damage, said, tmp_path, capsys):
+    bundle = make_bundle(tmp_path)
+    manifest = bundle / "manifest.json"
+    match damage:
+        case "missing graph":
+            (bundle / "decoder.onnx").unlink()
+        case "no graph":
+            (bundle / "decoder.onnx").write_bytes(b"torn")
+        case "newer format":
+            manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+        case "no manifest that can be read":
+            manifest.write_text("{")
+        case "another place":
+            bundle.parent.rename(tmp_path / "other")
+    assert check([str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("bad   ")
+    assert said in line
 
 
 @pytest.mark.parametrize("folder", ["empty", "missing"])

@@ -1,11 +1,13 @@
 """Pictures as people send them come out as a person would expect."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from service.runtime import images
 from service.runtime.images import (
     ImageError,
     TooManyPixels,
@@ -137,3 +139,48 @@ def test_image_size_sees_orientation_and_colour():
     exif = Image.Exif()
     exif[0x0112] = 8
     assert image_size(as_file(grey.convert("RGB"), "JPEG", exif=exif)) == (6, 4, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_are_converted_as_the_whole_is(mode, channels, monkeypatch):
+    pixels = rng.integers(0, 256, (61, 37, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels, "RGBA") if mode != "I;16" else None
+    if image is None:
+        image = Image.fromarray(rng.integers(0, 65536, (61, 37)).astype(np.uint16))
+    elif mode != "RGBA":
+        image = (image if mode == "LA" else image.convert("RGB")).convert(mode)
+    data = as_file(image, "JPEG" if mode == "CMYK" else "PNG")
+    whole = read(data, 61, 37, channels)
+    monkeypatch.setattr(images, "STRIP", 100)
+    np.testing.assert_array_equal(read(data, 61, 37, channels), whole)
+    # Shrunk on the way it is nearly the same: the mean of each region is kept.
+    small = read(data, 8, 8, channels, "stretch")
+    monkeypatch.setattr(images, "STRIP", 1 << 20)
+    difference = np.abs(small.astype(int) - read(data, 8, 8, channels, "stretch"))
+    assert difference.mean() < 6
+
+
+def test_a_side_may_not_be_longer_than_any_jpeg_s():
+    with pytest.raises(TooManyPixels, match="65,535 a side"):
+        read(as_file(Image.new("L", (1, 65_536))))
+    assert read(as_file(Image.new("L", (1, 65_535), 255))).max() > 0
+
+
+def test_webp_may_have_half_as_many_pixels():
+    data = as_file(Image.new("L", (100, 100)), "WEBP")
+    read(data, max_pixels=20_000)
+    with pytest.raises(TooManyPixels, match="a WEBP file may have 9,999 here"):
+        read(data, max_pixels=19_999)
+
+
+def test_run_length_encoding_is_no_way_to_keep_a_cpu_busy():
+    def bitmap(side, runs):
+        offset = 14 + 40 + 1024
+        head = b"BM" + struct.pack("<IHHI", offset + len(runs), 0, 0, offset)
+        info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(runs), 0, 0, 256, 0)
+        return head + info + bytes(1024) + runs
+
+    assert read(bitmap(8, b"\x08\x05\0\0" * 8 + b"\0\1")).shape == (8, 8, 1)
+    with pytest.raises(ImageError, match="run-length encoding takes too long"):
+        read(bitmap(2048, b"\x01\x05" * (1 << 20)))
