@@ -12,7 +12,8 @@ RUNTIME = {"numpy", "PIL", "pydantic", "onnxruntime", "service.runtime"}
 ALLOWED = {
     "service/runtime": RUNTIME,
     "service": RUNTIME
-    | {"service", "fastapi", "starlette", "uvicorn", "orjson", "pydantic_settings", "fastapi_offline"},
+    | {"service", "fastapi", "starlette", "uvicorn", "orjson", "pydantic_settings", "fastapi_offline"}
+    | {"python_multipart"},
     "training": RUNTIME
     | {"training", "torch", "onnx", "scipy", "sklearn", "matplotlib", "typer", "rich", "click"},
     "client": {"client", "httpx", "numpy", "typer", "rich", "click"},

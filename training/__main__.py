@@ -1,4 +1,4 @@
-"""`vae-train`: fit a model and publish it, evaluate a bundle, export a checkpoint."""
+"""`vae-train`: fit a model and publish it, evaluate a bundle, export a checkpoint, report on a run."""
 
 import json
 import os
@@ -48,7 +48,12 @@ class LikelihoodChoice(StrEnum):
 
 @app.command()
 def fit(
-    data: Annotated[str, typer.Option(help="digits (built in) or mnist.")] = DEFAULTS.data,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits (built in), mnist, fashion-mnist, a folder of images, a .npz or .npy file."
+        ),
+    ] = DEFAULTS.data,
     name: Annotated[str | None, typer.Option(help="Name of the model. [default: the data's]")] = None,
     models: Models = Path("models"),
     run: Annotated[
@@ -70,28 +75,45 @@ def fit(
     fit: Annotated[
         FitChoice, typer.Option(help="How images of another aspect ratio are brought to size.")
     ] = FitChoice.contain,
+    memory_limit: Annotated[
+        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
+    ] = DEFAULTS.memory_limit,
     likelihood: Annotated[
         LikelihoodChoice, typer.Option(help="auto: bernoulli for black-and-white images, else gaussian.")
     ] = LikelihoodChoice.auto,
     beta: Annotated[float, typer.Option(help="Weight of the rate; 1 is the ELBO.")] = DEFAULTS.beta,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = DEFAULTS.device,
     compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="torch.compile; pays on long runs.")
+        bool | None,
+        typer.Option("--compile/--no-compile", help="torch.compile. [default: where the run is long enough]"),
     ] = DEFAULTS.compile,
+    patience: Annotated[
+        int, typer.Option(help="Evaluations without a better validation ELBO that end the run; 0: never.")
+    ] = DEFAULTS.patience,
+    stop_after: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Save and stop then, to go on with --resume.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the figures to <run>/tensorboard.")
+    ] = False,
 ) -> None:
-    """Train, evaluate and publish. Ctrl-C saves; `--resume` goes on as if nothing had happened."""
+    """Train, evaluate and publish. Ctrl-C saves; `--resume` goes on as if nothing had happened.
+
+    Several processes: `torchrun --nproc-per-node N -m -- training fit --run DIR …`. Started that way it goes
+    on by itself with the run in DIR.
+    """
     with _sentences():
-        from training import trainer
-        from training.data import load
+        from training import distributed, report, trainer
+        from training.data import Wanted, load
         from training.release import release
 
-        if resume:
-            if run is None:
-                raise ConfigError("--resume needs --run, the folder of the run to go on with")
-            path = run / "config.json"
-            if not path.is_file():
-                raise ConfigError(f"{path} is not there, so there is no run to go on with in {run}")
-            config = TrainConfig.from_json(path.read_text())
+        ranks = distributed.join()
+        found = None
+        if resume or (ranks.launched and run):  # torchrun starts the same command again after a crash
+            found = ranks.share(lambda: _config(run, needed=resume))
+        resume = found is not None
+        if found:
+            config = found
         else:
             config = TrainConfig(
                 data=data,
@@ -105,22 +127,40 @@ def fit(
                 image_size=_size(image_size),
                 channels=channels,
                 fit=fit.value,
+                memory_limit=memory_limit,
                 likelihood=likelihood.value,
                 beta=beta,
                 device=device,
                 compile=compile,
+                patience=patience,
             )
-        images = load(config.data)
-        run = run or Path("runs") / f"{config.name or images.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        _say(f"{images.name}: {len(images.pixels):,} images of {'×'.join(map(str, images.shape))}; run {run}")
-        result = trainer.fit(config, images, run, resume=resume)
+        with ranks.in_turn():
+            images = load(config.data, Wanted.of(config), _say if ranks.first else lambda text: None)
+        if run is None:
+            run = Path("runs") / (config.name or images.name)
+            if not ranks.launched:
+                run = run.with_name(f"{run.name}-{datetime.now():%Y%m%d-%H%M%S}")
+            resume = ranks.restarts > 0  # the first time it must not go on with what another command began
+        if ranks.first:
+            shape = "×".join(map(str, images.shape))
+            _say(f"{images.name}: {len(images.pixels):,} images of {shape}; run {run}")
+            _check_name(config.name or images.name)
+            if resume or not (run / "config.json").exists():
+                _write_skipped(run, images.skipped)
+        seconds = None if stop_after is None else 60 * stop_after
+        result = trainer.fit(
+            config, images, run, resume=resume, stop_after=seconds, tensorboard=tensorboard, ranks=ranks
+        )
+        distributed.leave(ranks)
+        if not ranks.first:
+            return
         if not result.finished:
             _say(f"not finished; go on with: vae-train fit --run {run} --models {models} --resume")
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(0 if ranks.launched else INTERRUPTED)  # torchrun would start it again
         bundle = release(result.checkpoint, images, models, result.history, _say)
         _print_metrics(bundle)
         _say(
-            f"published {bundle}\n\nnext:\n"
+            f"published {bundle}\nreport    {report.write(run)}\n\nnext:\n"
             f"  vae-serve --models {models} --default-model {bundle.parent.name}\n"
             "  curl 'localhost:8000/sample?n=64&seed=7' -H 'Accept: image/png' -o samples.png\n"
             f"  open {bundle / 'README.md'}"
@@ -132,6 +172,11 @@ def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
     data: Annotated[str, typer.Option(help="The data to evaluate on.")],
     seed: Annotated[int, typer.Option(help="Draws z ~ q(z|x).")] = 0,
+    iwae_k: Annotated[int, typer.Option(min=1, help="Samples per image of the bound.")] = 100,
+    iwae_n: Annotated[int, typer.Option(min=1, help="Test images of the bound.")] = 500,
+    memory_limit: Annotated[
+        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
+    ] = DEFAULTS.memory_limit,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="[default: evaluation-<name>-<version>.json]")
     ] = None,
@@ -140,23 +185,23 @@ def evaluate(
     with _sentences():
         from service.runtime.cpus import usable_cpus
         from service.runtime.repository import open_engine
-        from training.data import load
+        from training.data import Wanted, load
         from training.evaluate import evaluate as run_evaluation
 
         engine = open_engine(bundle, threads=usable_cpus())
-        manifest, images = engine.manifest, load(data)
-        expected = (manifest.image.height, manifest.image.width, manifest.image.channels)
-        if images.shape != expected:
-            raise ConfigError(
-                f"{manifest.reference} takes images of {'×'.join(map(str, expected))}, "
-                f"{data} has {'×'.join(map(str, images.shape))}"
-            )
-        metrics = run_evaluation(engine, images, seed=seed).metrics
+        manifest, image = engine.manifest, engine.manifest.image
+        if manifest.likelihood is None:
+            raise ConfigError(f"{manifest.reference} says no likelihood, so there is no ELBO to compute")
+        wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
+        images = load(data, wanted, _say)
+        evaluation = run_evaluation(engine, images, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n, say=_say)
+        metrics = evaluation.metrics
         path = output or Path(f"evaluation-{manifest.name}-{manifest.version}.json")
         record = {
             "model": manifest.reference,
             "data": {"name": images.name, "digest": images.digest},
             "metrics": {key: metric.model_dump(exclude_none=True) for key, metric in metrics.items()},
+            "kl": evaluation.kl.round(6).tolist(),
         }
         path.write_text(json.dumps(record, indent=2) + "\n")
         _print_table(metrics)
@@ -171,7 +216,7 @@ def export(
     """Export, evaluate and publish a checkpoint of any run, finished or not."""
     with _sentences():
         from training import checkpoint as checkpoints
-        from training.data import load
+        from training.data import Wanted, load
         from training.release import release
 
         state = checkpoints.read_state(checkpoint)
@@ -180,9 +225,23 @@ def export(
             for line in map(json.loads, (checkpoint.parents[1] / "metrics.jsonl").read_text().splitlines())
             if line["step"] <= state["step"]
         ]
-        bundle = release(checkpoint, load(state["config"]["data"]), models, history, _say)
+        config = TrainConfig.from_dict(state["config"])
+        bundle = release(checkpoint, load(config.data, Wanted.of(config), _say), models, history, _say)
         _print_metrics(bundle)
         _say(f"published {bundle}")
+
+
+@app.command()
+def report(
+    run: Annotated[
+        Path, typer.Argument(help="A folder runs/<run>, of a run that is over or still going on.")
+    ],
+) -> None:
+    """Write <run>/report.html: figures, pictures and settings on one page that needs no network."""
+    with _sentences():
+        from training.report import write
+
+        _say(f"written to {write(run, _say)}")
 
 
 def main() -> None:
@@ -198,6 +257,7 @@ def _sentences() -> Iterator[None]:
     from service.runtime.bundle import BundleError
     from training.checkpoint import CheckpointError
     from training.data import DataError
+    from training.download import DownloadError
     from training.export import ExportError
     from training.trainer import TrainingError
 
@@ -208,12 +268,47 @@ def _sentences() -> Iterator[None]:
         CheckpointError,
         ConfigError,
         DataError,
+        DownloadError,
         ExportError,
         TrainingError,
         OSError,
     ) as error:
         _say(f"vae-train: {error}")
         raise typer.Exit(1) from error
+
+
+def _check_name(name: str) -> None:
+    """Before the training, not after it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from service.runtime.bundle import Name
+
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError(
+            f"--name {name} cannot be a model's name: use small letters, digits, '.', '_' and '-'"
+        ) from error
+
+
+def _write_skipped(run: Path, skipped: tuple[str, ...]) -> None:
+    """List the files that are no usable images in the run's folder."""
+    if skipped:
+        run.mkdir(parents=True, exist_ok=True)
+        text = "".join(f"{line}\n" for line in skipped)
+        (run / "skipped.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _config(run: Path | None, *, needed: bool) -> TrainConfig | None:
+    """The config of the run to go on with; None if there is none and none is needed."""
+    if run is None:
+        raise ConfigError("--resume needs --run, the folder of the run to go on with")
+    path = run / "config.json"
+    if path.is_file():
+        return TrainConfig.from_json(path.read_text())
+    if needed:
+        raise ConfigError(f"{path} is not there, so there is no run to go on with in {run}")
+    return None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

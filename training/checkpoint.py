@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,21 +36,20 @@ def save(run: Path, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> Pat
     path = folder / _name(state["step"])
     draft = folder / f".{path.name}.tmp"
     try:
-        draft.mkdir(parents=True)
-        with (draft / "state.pt").open("wb") as file:
-            torch.save(dict(tensors), file)
-            _sync(file.fileno())
-        with (draft / "state.json").open("w") as text:
-            text.write(json.dumps(state, indent=2) + "\n")
-            text.flush()
-            _sync(text.fileno())
-        os.replace(draft, path)
-        _sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        with _told(path):
+            draft.mkdir(parents=True)
+            with (draft / "state.pt").open("wb") as file:
+                torch.save(dict(tensors), file)
+                _sync(file.fileno())
+            with (draft / "state.json").open("w") as text:
+                text.write(json.dumps(state, indent=2) + "\n")
+                text.flush()
+                _sync(text.fileno())
+            os.replace(draft, path)
+            _sync_folder(folder)
+    except CheckpointError:
         shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(
-            f"cannot write {path}: {error}. Make room and go on with --resume: older checkpoints are whole."
-        ) from error
+        raise
     _remove_old(folder, state)
     return path
 
@@ -78,7 +77,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} is no checkpoint: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint} is no checkpoint: {error}. Remove it to go on from the one before."
+        ) from error
     return state
 
 
@@ -89,7 +90,9 @@ def read_tensors(checkpoint: Path, device: torch.device | None = None) -> dict[s
             checkpoint / "state.pt", map_location=device or "cpu", weights_only=True
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}/state.pt cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint}/state.pt cannot be read: {error}. Remove that folder to go on from the one before."
+        ) from error
     return tensors
 
 
@@ -106,9 +109,12 @@ def load(checkpoint: Path) -> tuple[VAE, dict[str, Any]]:
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
-    """One JSON line per evaluation."""
-    with (run / "metrics.jsonl").open("a") as file:
+    """One JSON line per evaluation. Raises CheckpointError."""
+    path = run / "metrics.jsonl"
+    with _told(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+        file.flush()
+        _sync(file.fileno())
 
 
 def trim_metrics(run: Path, step: int) -> list[dict[str, Any]]:
@@ -127,10 +133,24 @@ def trim_metrics(run: Path, step: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a small file in one go."""
+    """Replace a small file in one go. Raises CheckpointError."""
     draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text)
+    with _told(path), draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        _sync(file.fileno())
     os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A full disk and the like, in a sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        raise CheckpointError(
+            f"cannot write {path}: {error}. Make room and go on with --resume: older checkpoints are whole."
+        ) from error
 
 
 def _name(step: int) -> str:

@@ -33,10 +33,11 @@ class TrainConfig:
     image_size: tuple[int, int] | None = None  # height, width; None: the data's own
     channels: int | None = None  # 1 or 3; None: the data's own
     fit: Fit = "contain"  # how images of another shape are brought to `image_size`
+    memory_limit: int = 1000  # MB of decoded images; more of them lie in a file that is mapped
     likelihood: Likelihood | Literal["auto"] = "auto"
     beta: float = 1.0  # weight of the rate in the loss; 1 is the ELBO, and validation is always at 1
     device: str = "auto"
-    compile: bool = False
+    compile: bool | None = None  # None: where it pays, see `compiling_pays`
     ema: float = 0.999  # decay of the averaged weights: those are evaluated and exported
     weight_decay: float = 0.01  # on conv and linear weights only
     betas: tuple[float, float] = (0.9, 0.99)
@@ -46,6 +47,7 @@ class TrainConfig:
     # median norm: one setting for every image size.
     clip_factor: float = 3.0
     skip_factor: float = 20.0
+    patience: int = 10  # evaluations without a better validation ELBO, then the run ends; 0: never
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -59,6 +61,7 @@ class TrainConfig:
             "image_size": self.image_size is None or min(self.image_size) >= 4,
             "channels": self.channels in (None, 1, 3),
             "fit": self.fit in ("cover", "contain", "stretch"),
+            "memory_limit": self.memory_limit >= 0,
             "likelihood": self.likelihood in ("auto", "bernoulli", "gaussian"),
             "beta": 0 <= self.beta < math.inf,
             "ema": 0 <= self.ema < 1,
@@ -67,10 +70,17 @@ class TrainConfig:
             "kl_warmup": 0 <= self.kl_warmup <= 1,
             "clip_factor": self.clip_factor > 0,
             "skip_factor": self.skip_factor > 1,
+            "patience": self.patience >= 0,
             "checkpoint_seconds": self.checkpoint_seconds >= 0,
         }.items():
             if not good:
                 raise ConfigError(f"{field} cannot be {getattr(self, field)!r}")
+
+    @property
+    def kind(self) -> Likelihood:
+        """The likelihood of a resolved config."""
+        assert self.likelihood != "auto"
+        return self.likelihood
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` takes them back."""

@@ -9,18 +9,24 @@ import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 PIECE = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
 ATTEMPTS = 3  # per mirror; each goes on where the last one broke off
 
 
+# What a digest is of: the file as it is downloaded, or what gzip unpacks from it. The second is the same at
+# mirrors that packed the same bytes each for themselves.
+DigestOf: TypeAlias = Literal["file", "content"]
+
+
 class DownloadError(Exception):
     """A file could not be had; the message says from where and what to do."""
 
 
-def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str) -> Path:
-    """The path of `folder`/`name`, a gzip file whose unpacked bytes have this SHA-256.
+def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str, *, of: DigestOf = "content") -> Path:
+    """The path of `folder`/`name`, a gzip file that has this SHA-256, or whose unpacked bytes have it.
 
     A file that is there is checked, never replaced. Otherwise the mirrors are tried in turn; what has arrived
     waits in `name`.part for the next attempt, and the file takes its name only when its digest is right.
@@ -28,7 +34,7 @@ def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str) -> Path:
     """
     path = folder / name
     if path.exists():
-        if _unpacked_digest(path) != sha256:
+        if _digest(path, of) != sha256:
             raise DownloadError(
                 f"{path} is damaged (its SHA-256 differs): delete it, and it is downloaded again"
             )
@@ -42,7 +48,7 @@ def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str) -> Path:
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             failures.append(f"{mirror + name}: {error}")
             continue
-        if _unpacked_digest(part) == sha256:
+        if _digest(part, of) == sha256:
             os.replace(part, path)
             return path
         part.unlink()  # nothing wrong is kept, or the next attempt would go on from it
@@ -82,10 +88,11 @@ def _transfer(url: str, part: Path) -> None:
         raise OSError(f"the connection broke after {arrived} of {expected} bytes")
 
 
-def _unpacked_digest(path: Path) -> str | None:
+def _digest(path: Path, of: DigestOf) -> str | None:
+    """None where nothing can be unpacked."""
     digest = hashlib.sha256()
     try:
-        with gzip.open(path) as file:
+        with path.open("rb") if of == "file" else gzip.open(path) as file:
             while piece := file.read(PIECE):
                 digest.update(piece)
     except (EOFError, gzip.BadGzipFile, zlib.error):

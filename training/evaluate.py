@@ -1,13 +1,12 @@
 """How good a model is, computed from the exported graphs through the engine that serves them.
 
-Every figure is a mean over all images of the test split, with its standard error, and is reported with
-what it takes to compute it again. What needs fitting (PCA, probes) is fitted on train, its settings
-chosen on validation; test is looked at once.
+Every figure is a mean over images of the test split, with its standard error, and is reported with what it
+takes to compute it again. What needs fitting (PCA, probes) is fitted on train, its settings chosen on
+validation; test is looked at once. Images are read in chunks: a mapped set never is in memory as a whole.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,68 +16,94 @@ from service.runtime.engine import Engine
 from service.runtime.likelihood import log_prob
 from service.runtime.prior import noise
 from training import priors
-from training.data import Images
+from training.data import ByteImages, Images, Part, Say, Slices
 from training.export import CHUNK, draw, encode, kl
+from training.metrics import active_units, log_normal, mean_of, psnr, ssim
+from training.representation import beside_others
 
 Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
-ACTIVE = (
-    0.01  # variance of the posterior mean above which a dimension is in use (Burda et al., arXiv 1509.00519)
-)
-INVERSE_PENALTIES = (0.1, 1.0, 10.0)  # of the linear probe; chosen on validation
-NEIGHBOURS = 5
+IWAE_K, IWAE_N = 100, 500  # samples per image, images: about a minute on one core at 28×28
+MOST_SAMPLES = 1 << 24  # per image: each has its own row of noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures, and the test images' posterior means (float32 [n, *latent]) for pictures."""
+    """The figures; for pictures the test images' posterior means, float32 [n, *latent], and their mean KL
+    to N(0, I) in each dimension in nats, float64 [*latent]."""
 
     metrics: dict[str, Metric]
-    means: NDArray[np.float32]
+    means: Floats
+    kl: Doubles
 
 
-def evaluate(engine: Engine, data: Images, *, seed: int = 0) -> Evaluation:
+def evaluate(
+    engine: Engine,
+    data: Images,
+    *,
+    seed: int = 0,
+    iwae_k: int = IWAE_K,
+    iwae_n: int = IWAE_N,
+    say: Say = lambda text: None,
+) -> Evaluation:
     """Evaluate on `data.split.test`. `seed` draws z ~ q(z|x), and the pixels of a binarised test set.
 
     elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it;
-    mse on [0, 1] of reconstructions from the posterior mean; where there are labels, the accuracy of a
-    linear probe and of 5 nearest neighbours on the posterior mean. `*_pca`: PCA of equal dimension.
+    iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
+    N(0, I), and iwae_prior the same under the mixture that is served; mse, psnr, ssim on [0, 1] of
+    reconstructions from the posterior mean; active_units; and what `beside_others` adds.
     hole: how much better the fitted mixture explains z ~ q(z|x) than N(0, I) does, in nats.
     """
     images = test_images(engine, data, seed)
+    say(f"ELBO and reconstructions of {len(images):,} test images …")
     mean, logvar = encode(engine, images)
-    metrics = elbo(engine, images, mean, logvar, seed) | {
-        "mse": _mean(reconstruction_errors(engine, images, mean), seed=None),
-        "active_units": Metric(value=active_units(mean), n=len(images)),
-    }
+    metrics = elbo(engine, images, mean, logvar, seed)
+    n = min(iwae_n, len(images))
+    say(f"importance-weighted bound: {n:,} images, {iwae_k:,} samples each …")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:n])
+    few = np.concatenate([images[row : row + 1] for row in chosen.tolist()])
+    metrics |= iwae(engine, few, mean[chosen], logvar[chosen], iwae_k, seed)
+    metrics |= reconstruction(engine, images, mean)
+    metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
     if engine.prior.mixture is not None:
         z = draw(mean, logvar, seed, 0).reshape(len(mean), -1).astype(np.float64)
-        metrics["hole"] = _mean(priors.log_density(engine.prior.mixture, z) - priors.log_normal(z), seed)
-    return Evaluation(metrics | _beside_pca(engine, data, mean, seed), mean)
+        metrics["hole"] = mean_of(priors.log_density(engine.prior.mixture, z) - priors.log_normal(z), seed)
+    metrics |= beside_others(engine, data, seed, say)
+    return Evaluation(metrics, mean, kl(mean, logvar).mean(axis=0))
 
 
-def test_images(engine: Engine, data: Images, seed: int) -> NDArray[np.uint8]:
-    """The test images; for a Bernoulli model of grey data, binarised once: x ~ Bernoulli(pixel)."""
-    images = data.pixels[data.split.test]
-    if _likelihood(engine).kind != "bernoulli" or data.binary:
-        return images
-    # Uniforms by way of the normals that are stable for ever: Φ is monotone, so compare on their scale.
-    from scipy.special import ndtri
+@dataclasses.dataclass(frozen=True, eq=False)
+class Binarised:
+    """Grey images with every pixel drawn once, x ~ Bernoulli(pixel): 0 or 255, the same for the same seed."""
 
-    drawn = np.empty_like(images)
-    for row, image in enumerate(images):  # row by row: the noise of all at once would be eight times the set
-        eps = noise(seed, range(row, row + 1), image.shape)[0]
-        drawn[row] = np.where(eps < ndtri(image / 255.0), 255, 0)
-    return drawn
+    images: Slices
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, part: slice) -> ByteImages:
+        # Uniforms by way of the normals that are stable for ever: Φ is monotone, so compare on their scale.
+        from scipy.special import ndtri
+
+        start, stop, _ = part.indices(len(self))
+        grey = self.images[start:stop]
+        drawn = np.empty_like(grey)
+        for row, image in enumerate(grey):  # row by row: the noise of all would be eight times the images
+            eps = noise(self.seed, range(start + row, start + row + 1), image.shape)[0]
+            drawn[row] = np.where(eps < ndtri(image / 255.0), 255, 0)
+        return drawn
 
 
-def elbo(
-    engine: Engine,
-    images: NDArray[np.uint8],
-    mean: NDArray[np.float32],
-    logvar: NDArray[np.float32],
-    seed: int,
-) -> dict[str, Metric]:
+def test_images(engine: Engine, data: Images, seed: int) -> Slices:
+    """The test images; for a Bernoulli model of grey data, binarised once."""
+    images = Part(data.pixels, data.split.test)
+    binarise = _likelihood(engine).kind == "bernoulli" and not data.binary
+    return Binarised(images, seed) if binarise else images
+
+
+def elbo(engine: Engine, images: Slices, mean: Floats, logvar: Floats, seed: int) -> dict[str, Metric]:
     """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]."""
     rates: Doubles = kl(mean, logvar).reshape(len(images), -1).sum(axis=1)
     distortions = np.concatenate(
@@ -92,84 +117,76 @@ def elbo(
             for at in range(0, len(images), CHUNK)
         ]
     )
-    bits = (distortions + rates) / (math.prod(images.shape[1:]) * math.log(2))
+    image = engine.manifest.image
+    bits = (distortions + rates) / (image.height * image.width * image.channels * math.log(2))
     return {
-        "elbo": _mean(-distortions - rates, seed),
-        "distortion": _mean(distortions, seed),
-        "rate": _mean(rates, None),
+        "elbo": mean_of(-distortions - rates, seed),
+        "distortion": mean_of(distortions, seed),
+        "rate": mean_of(rates),
         # Every likelihood here gives a probability of the pixels' levels, so bits are honest.
-        "bits_per_dim": _mean(bits, seed),
+        "bits_per_dim": mean_of(bits, seed),
     }
 
 
-def reconstruction_errors(engine: Engine, images: NDArray[np.uint8], mean: NDArray[np.float32]) -> Doubles:
-    """Mean squared error on [0, 1] of each image decoded from its posterior mean, float64 [n]."""
-    return np.concatenate(
-        [
-            np.square(engine.pixels(mean[at : at + CHUNK]) - images[at : at + CHUNK] / 255.0).mean(
-                axis=(1, 2, 3)
-            )
-            for at in range(0, len(images), CHUNK)
-        ]
-    )
+def iwae(
+    engine: Engine, images: Slices, mean: Floats, logvar: Floats, k: int, seed: int
+) -> dict[str, Metric]:
+    """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z ~ q(z|x), a lower bound on log p(x) in nats (Burda et
+    al., arXiv 1509.00519), of images uint8 [n, h, w, c]. `iwae` under N(0, I); `iwae_prior` under the
+    mixture, where one is served.
 
-
-def active_units(mean: NDArray[np.float32]) -> int:
-    """How many latent dimensions the data move: Var_x(E[z|x]) > 0.01."""
-    return int((mean.astype(np.float64).var(axis=0) > ACTIVE).sum())
-
-
-def linear_probe(features: Mapping[str, Doubles], labels: Mapping[str, NDArray[np.int64]]) -> float:
-    """Test accuracy of logistic regression on standardised features; its penalty is chosen on validation.
-
-    Both maps have train, validation and test: [n, d] and [n].
+    Images are encoded once (mean, logvar: float32 [n, *latent]). The n·k samples are decoded in chunks that
+    do not care where an image ends, and the sums are accumulated as float64 logarithms, so neither k nor the
+    chunk need divide anything. Sample s of image r has its own noise: more samples keep the first ones.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
+    if not 1 <= k <= MOST_SAMPLES:
+        raise ValueError(f"k must be from 1 to {MOST_SAMPLES}, not {k}")
+    n, likelihood, mixture = len(mean), _likelihood(engine), engine.prior.mixture
+    means, logvars = (array.reshape(n, -1).astype(np.float64) for array in (mean, logvar))
+    total = {"iwae": np.full(n, -np.inf)}
+    if mixture is not None:
+        total["iwae_prior"] = np.full(n, -np.inf)
+    for start in range(0, n * k, CHUNK):
+        row, sample = np.divmod(np.arange(start, min(start + CHUNK, n * k)), k)
+        first, last = int(row[0]), int(row[-1])
+        eps = np.concatenate(
+            [
+                noise(seed, _noise_rows(image, sample[row == image]), mean.shape[1:])
+                for image in range(first, last + 1)
+            ]
+        )
+        z32 = (mean[row] + np.exp(logvar[row] / 2) * eps).astype(np.float32)
+        z = z32.reshape(len(z32), -1).astype(np.float64)  # what is decoded is what is weighed
+        decoded = engine.pixels(z32)
+        shown = images[first : last + 1][row - first]
+        log_ratio = log_prob(likelihood, engine.manifest.image, shown, decoded) - log_normal(
+            z, means[row], logvars[row]
+        )
+        np.logaddexp.at(total["iwae"], row, log_ratio + priors.log_normal(z))
+        if mixture is not None:
+            np.logaddexp.at(total["iwae_prior"], row, log_ratio + priors.log_density(mixture, z))
+    return {name: mean_of(sums - math.log(k), seed, k) for name, sums in total.items()}
 
-    scaler = StandardScaler().fit(features["train"])
-    scaled = {part: scaler.transform(array) for part, array in features.items()}
-    probes = [
-        LogisticRegression(C=c, max_iter=500).fit(scaled["train"], labels["train"]) for c in INVERSE_PENALTIES
-    ]
-    best = max(probes, key=lambda probe: float(probe.score(scaled["validation"], labels["validation"])))
-    return float(best.score(scaled["test"], labels["test"]))
 
-
-def nearest_neighbours(features: Mapping[str, Doubles], labels: Mapping[str, NDArray[np.int64]]) -> float:
-    """Test accuracy of the vote of the 5 nearest training images (Euclidean)."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    votes = KNeighborsClassifier(NEIGHBOURS, algorithm="brute").fit(features["train"], labels["train"])
-    return float(votes.score(features["test"], labels["test"]))
-
-
-def _beside_pca(engine: Engine, data: Images, test_mean: NDArray[np.float32], seed: int) -> dict[str, Metric]:
-    """Probe, neighbours and MSE of PCA with as many components as the model has latents."""
-    from sklearn.decomposition import PCA
-
-    parts = {"train": data.split.train, "validation": data.split.validation, "test": data.split.test}
-    flat = {part: data.pixels[rows].reshape(len(rows), -1) / 255.0 for part, rows in parts.items()}
-    components = min(engine.manifest.latent.size, *flat["train"].shape)
-    pca = PCA(components, random_state=seed).fit(flat["train"])
-    codes = {part: pca.transform(array) for part, array in flat.items()}
-    errors = np.square(pca.inverse_transform(codes["test"]) - flat["test"]).mean(axis=1)
-    metrics = {"mse_pca": _mean(errors, None)}
-    if data.labels is None:
-        return metrics
-    means = {
-        part: encode(engine, data.pixels[rows])[0].reshape(len(rows), -1).astype(np.float64)
-        for part, rows in parts.items()
-        if part != "test"
-    } | {"test": test_mean.reshape(len(test_mean), -1).astype(np.float64)}
-    labels = {part: data.labels[rows] for part, rows in parts.items()}
-    n = len(test_mean)
-    return metrics | {
-        "linear_probe": _share(linear_probe(means, labels), n),
-        "linear_probe_pca": _share(linear_probe(codes, labels), n),
-        "knn5": _share(nearest_neighbours(means, labels), n),
-        "knn5_pca": _share(nearest_neighbours(codes, labels), n),
+def reconstruction(engine: Engine, images: Slices, mean: Floats) -> dict[str, Metric]:
+    """mse, psnr (dB) and ssim on [0, 1] of images decoded from their posterior means."""
+    errors, similarities = [], []
+    for at in range(0, len(images), CHUNK):
+        original = images[at : at + CHUNK] / 255.0
+        restored = engine.pixels(mean[at : at + CHUNK])
+        errors.append(np.square(restored - original).mean(axis=(1, 2, 3)))
+        similarities.append(ssim(original, restored))
+    mse: Doubles = np.concatenate(errors)
+    return {
+        "mse": mean_of(mse),
+        "psnr": mean_of(psnr(mse)),
+        "ssim": mean_of(np.concatenate(similarities)),
     }
+
+
+def _noise_rows(image: int, samples: NDArray[np.int64]) -> range:
+    """The rows of noise of these consecutive samples."""
+    return range(image * MOST_SAMPLES + int(samples[0]), image * MOST_SAMPLES + int(samples[-1]) + 1)
 
 
 def _likelihood(engine: Engine) -> LikelihoodSpec:
@@ -177,12 +194,3 @@ def _likelihood(engine: Engine) -> LikelihoodSpec:
     if likelihood is None:
         raise ValueError(f"{engine.manifest.reference} says no likelihood, so it has no ELBO to evaluate")
     return likelihood
-
-
-def _mean(values: Doubles, seed: int | None) -> Metric:
-    se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-    return Metric(value=float(values.mean()), n=len(values), seed=seed, se=se)
-
-
-def _share(value: float, n: int) -> Metric:
-    return Metric(value=value, n=n, se=math.sqrt(value * (1 - value) / n))

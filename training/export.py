@@ -7,6 +7,7 @@ published later is taken from these graphs.
 
 import dataclasses
 import logging
+import math
 import subprocess
 import tempfile
 import warnings
@@ -38,7 +39,7 @@ from service.runtime.prior import noise
 from training import checkpoint as checkpoints
 from training import priors
 from training.config import TrainConfig
-from training.data import Images
+from training.data import Images, Part, Slices
 from training.networks import DecoderGraph, EncoderGraph
 
 OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
@@ -61,8 +62,14 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     """
     network, state = checkpoints.load(checkpoint)
     config = TrainConfig.from_dict(state["config"])
-    images = data.pixels[data.split.validation]
-    write_graph(EncoderGraph(network.encoder), torch.from_numpy(images[:2]), ["mean", "logvar"], folder)
+    held_out = Part(data.pixels, data.split.validation)
+    images = held_out[: max(GOLDEN_ROWS, *PARITY_BATCHES)]
+    write_graph(
+        EncoderGraph(network.encoder),
+        torch.from_numpy(np.resize(images, (2, *images.shape[1:]))),
+        ["mean", "logvar"],
+        folder,
+    )
     write_graph(
         DecoderGraph(network.decoder), torch.zeros(2, network.shape.latent), ["image", "pixels"], folder
     )
@@ -79,7 +86,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
         latent=LatentSpec(shape=(network.shape.latent,)),
         labels=data.label_names,
         training=Training(
-            config=state["config"] | {"step": state["step"]},
+            config=state["config"] | {"step": state["step"], "data": shown_source(config.data)},
             data=DataRecord(digest=data.digest, n=len(data.pixels)),
             code=code_version(),
         ),
@@ -88,7 +95,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     draft = Draft(folder, manifest)
     engine = Engine(draft.bundle(), threads=usable_cpus())
     tolerance = parity(network.encoder, network.decoder, engine, images)
-    measured = _measured(engine, config, images) | {"tolerance": tolerance}
+    measured = _measured(engine, config, held_out) | {"tolerance": tolerance}
     return Draft(folder, manifest.model_copy(update=measured | _fitted_prior(engine, config, data, folder)))
 
 
@@ -97,7 +104,7 @@ def _fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Pat
 
     def samples(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
         rows = np.random.default_rng(config.seed).permutation(rows)[: priors.MOST_SAMPLES]
-        mean, logvar = encode(engine, data.pixels[rows])
+        mean, logvar = encode(engine, Part(data.pixels, rows))
         draws = max(1, priors.FEWEST_SAMPLES // len(rows))
         z = np.concatenate([draw(mean, logvar, seed + each, 0) for each in range(draws)])
         return z.reshape(len(z), -1).astype(np.float64)
@@ -167,7 +174,7 @@ def parity(encoder: nn.Module, decoder: nn.Module, engine: Engine, images: NDArr
     )
 
 
-def encode(engine: Engine, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def encode(engine: Engine, images: Slices) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The posterior of any number of images, in chunks: mean and logvar, float32 [n, *latent]."""
     parts = [engine.encode(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
     return np.concatenate([part.mean for part in parts]), np.concatenate([part.logvar for part in parts])
@@ -198,7 +205,12 @@ def code_version() -> str:
     return f"vaeserve {version('vaeserve')} ({commit})"
 
 
-def _measured(engine: Engine, config: TrainConfig, images: NDArray[np.uint8]) -> dict[str, Any]:
+def shown_source(source: str) -> str:
+    """The data as a published file names them: of a path only its last part, the rest is the user's own."""
+    return Path(source).name if Path(source).exists() else source
+
+
+def _measured(engine: Engine, config: TrainConfig, images: Part) -> dict[str, Any]:
     """Manifest fields that are measurements on the validation images."""
     mean, logvar = encode(engine, images)
     update: dict[str, Any] = {
@@ -213,5 +225,8 @@ def _measured(engine: Engine, config: TrainConfig, images: NDArray[np.uint8]) ->
             float(np.square(engine.pixels(z[at : at + CHUNK]) - images[at : at + CHUNK] / 255.0).sum())
             for at in range(0, len(images), CHUNK)
         )
-        update["likelihood"] = LikelihoodSpec(kind="gaussian", scale=max(squares / images.size, 1e-12) ** 0.5)
+        update["likelihood"] = LikelihoodSpec(
+            kind="gaussian",
+            scale=max(squares / (len(images) * math.prod(images.pixels.shape[1:])), 1e-12) ** 0.5,
+        )
     return update

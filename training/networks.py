@@ -126,15 +126,18 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Both networks, and σ² of the Gaussian likelihood: a running value, 1 until trained."""
+    """Both networks, and σ² of the Gaussian likelihood: a running value, 1 until trained.
+
+    Any encoder of images to a `Posterior` and any decoder of latents to logits will do.
+    """
 
     variance: Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.shape = shape
-        self.encoder = Encoder(shape)
-        self.decoder = Decoder(shape)
+        self.encoder = encoder
+        self.decoder = decoder
         self.register_buffer("variance", torch.ones(()))
 
     def forward(self, images: Tensor, eps: Tensor) -> tuple[Tensor, Posterior]:
@@ -155,7 +158,7 @@ def build(config: TrainConfig) -> VAE:
     shape = Shape(*config.image_size, config.channels, config.latent, config.width)
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
         torch.manual_seed(config.seed)
-        return VAE(shape)
+        return VAE(shape, Encoder(shape), Decoder(shape))
 
 
 class EncoderGraph(nn.Module):

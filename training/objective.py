@@ -8,6 +8,7 @@ al., arXiv 2006.13202). With it there is no β to tune.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,10 +40,9 @@ def bernoulli(logits: Tensor, pixels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, pixels, reduction="none").flatten(1).sum(1)
 
 
-def gaussian(mean: Tensor, pixels: Tensor, variance: Tensor) -> Tensor:
-    """−log N(pixels; mean, variance·I), summed over all but axis 0: [n, …], [n, …], [] → [n]."""
-    squares = (pixels - mean).square().flatten(1)
-    return 0.5 * (squares.sum(1) / variance + squares.shape[1] * torch.log(2 * math.pi * variance))
+def gaussian(squares: Tensor, count: int, variance: Tensor) -> Tensor:
+    """−log N(pixels; mean, variance·I) of images with `count` pixels: Σ(pixel − mean)² [n], [] → [n]."""
+    return 0.5 * (squares / variance + count * torch.log(2 * math.pi * variance))
 
 
 def optimal_variance(squares: Tensor, count: Tensor | int) -> Tensor:
@@ -55,25 +55,32 @@ def optimal_variance(squares: Tensor, count: Tensor | int) -> Tensor:
     return (squares.detach() / count).clamp(min=SMALLEST_VARIANCE)
 
 
-def binarise(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Dynamic binarisation: x ~ Bernoulli(pixel), drawn anew at each call; 0 and 1 stay as they are."""
-    return torch.bernoulli(pixels, generator=generator)
+def binarise(pixels: Tensor, uniform: Tensor) -> Tensor:
+    """Dynamic binarisation: x ~ Bernoulli(pixel), by uniform numbers in [0, 1) of the same shape; 0 and 1
+    stay as they are."""
+    return (uniform < pixels).to(pixels.dtype)
 
 
 def terms(
-    kind: Likelihood, logits: Tensor, pixels: Tensor, posterior: Posterior, variance: Tensor | None = None
+    kind: Likelihood,
+    logits: Tensor,
+    pixels: Tensor,
+    posterior: Posterior,
+    variance: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Terms, Tensor]:
     """Both terms for decoder logits and pixels [n, c, h, w], and the sum of squared errors (a scalar).
 
-    `variance` is the Gaussian's σ²; None takes the optimum of this batch, which is what training does.
+    `variance` is the Gaussian's σ²; None takes the optimum of this batch, which is what training does. Where
+    several processes hold a slice of the batch each, `total` adds theirs: σ² is that of the whole batch.
     """
-    mean = torch.sigmoid(logits)
-    squares = (pixels - mean).square().sum()
+    squares = (pixels - torch.sigmoid(logits)).square().flatten(1).sum(1)  # [n]
     if kind == "bernoulli":
-        return Terms(bernoulli(logits, pixels), rate(posterior)), squares
+        return Terms(bernoulli(logits, pixels), rate(posterior)), squares.sum()
     if variance is None:
-        variance = optimal_variance(squares, pixels.numel())
-    return Terms(gaussian(mean, pixels, variance), rate(posterior)), squares
+        sums = torch.stack([squares.detach().sum(), squares.new_tensor(pixels.numel())])
+        variance = optimal_variance(*(total(sums) if total else sums))
+    return Terms(gaussian(squares, math.prod(pixels.shape[1:]), variance), rate(posterior)), squares.sum()
 
 
 def loss(of: Terms, beta: float | Tensor) -> Tensor:

@@ -36,6 +36,13 @@ class Lines:
         self.out(text)
 
 
+class Silent(Lines):
+    """Shows nothing: for all processes but the first."""
+
+    def __init__(self) -> None:
+        super().__init__(0, lambda text: None)
+
+
 class Bar:
     """A rich progress bar with the lines above it."""
 

@@ -1,217 +1,226 @@
-"""The pictures and the model card of a bundle: what a person needs to judge a model before using it."""
+"""The report of a run: one HTML page that needs no network, of a run that is over or still going on.
 
-from collections.abc import Sequence
+What was drawn and measured when the run was published is kept in `<run>/report/`, so that the page can be
+written again without the data. For a run that is not published, the pictures are drawn from its best
+checkpoint and the validation images; test stays untouched.
+"""
+
+import base64
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from service.runtime.bundle import Manifest, Metric
+from service.runtime.bundle import Metric
+from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
-from service.runtime.images import contact_sheet, encode_image
-from training.data import Images
+from training import checkpoint as checkpoints
+from training import pictures
+from training.card import CAPTIONS, figure_table, fit_command, splits
+from training.config import ConfigError, TrainConfig
+from training.data import DataError, Images, Part, Say, Wanted, load
+from training.download import DownloadError
 from training.evaluate import Evaluation
+from training.export import encode, export, kl
 
-COLUMNS = 10
-SHOWN_SIDE = 56  # pixels a small image is enlarged to, so that one can see it
-MOST_POINTS = 5000  # on the map: more hide each other
-FIGURES = {
-    "elbo": ("ELBO, nats per image", "{:.2f}"),
-    "distortion": ("distortion, nats per image", "{:.2f}"),
-    "rate": ("rate, nats per image", "{:.2f}"),
-    "bits_per_dim": ("bits per dimension", "{:.4f}"),
-    "mse": ("reconstruction MSE on [0, 1]", "{:.5f}"),
-    "linear_probe": ("linear probe, accuracy", "{:.4f}"),
-    "knn5": ("5-NN, accuracy", "{:.4f}"),
-    "active_units": ("active latent dimensions", "{:.0f}"),
-    "hole": ("log p(z) of the mixture above that of N(0, I), nats", "{:.2f}"),
+HEADS = {"kl": "What each dimension says", "neighbours": "Nearest training images"}
+KEPT, RECORD, PAGE = "report", "evaluation.json", "report.html"
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1b1f; --soft: #5c5f66; --paper: #fdfdfc; --line: #d9d9d6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e7e6e3; --soft: #a3a29d; --paper: #17181a; --line: #3a3b3e; }
 }
-
-CARD = """\
-# {name}
-
-A variational autoencoder for images of {shape}: {latent} latent dimensions, trained under the prior
-N(0, I), sampled from {prior};
-likelihood {likelihood}. Trained by `vae-train fit --data {data} --epochs {epochs} --width {width}
---latent {latent} --seed {seed}`.
-
-{pictures}
-## Figures
-
-On the {n_test:,} test images, through the exported graphs, with the standard error. PCA has {latent}
-components too and was fitted on the same training images.
-
-| | this model | PCA |
-|---|---|---|
-{figures}
-
-Again from these files: `vae-train evaluate <this folder> --data {data}`. The ELBO takes one z per image;
-a Gaussian's distortion is the probability of the pixels' grey levels (binned), not a density.
-
-## Data
-
-`{data}`: {n:,} images ({splits}), digest `{digest}…`. Licence: {licence}.
-
-## Use and limits
-
-Made to embed, reconstruct and generate images like those it was trained on. What it says about others is
-not known: it shows them as something it knows, and a high likelihood does not prove that an image belongs
-to the training distribution. The embedding is the posterior mean.
-
-```bash
-curl 'localhost:8000/models/{name}/sample?n=64&seed=7' -H 'Accept: image/png' -o samples.png
-```
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+p.lead { color: var(--soft); margin: .2rem 0 0; }
+td:not(:first-child), th { white-space: nowrap; } td.text { white-space: normal; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { text-align: left; padding: .25rem 1.1rem .25rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; }
+.wide { overflow-x: auto; }
+figure { margin: 0; } figcaption { color: var(--soft); font-size: .92rem; margin-bottom: .4rem; }
+img { max-width: 100%; height: auto; }
+pre { background: color-mix(in srgb, var(--ink) 6%, transparent); padding: .7rem .9rem; overflow-x: auto; }
+ul { padding-left: 1.2rem; }
 """
 
 
-def write(
-    folder: Path, engine: Engine, data: Images, evaluation: Evaluation, history: Sequence[dict[str, Any]]
-) -> None:
-    """Write README.md and its pictures into `folder`. `history`: the lines of metrics.jsonl."""
-    pictures = {
-        "overview.png": overview(engine, data, evaluation),
-        "samples.png": _png(contact_sheet(_enlarge(_samples(engine, 64)))),
-        "map.png": latent_map(evaluation, data),
-        "curves.png": curves(history) if history else None,
+def keep(run: Path, bundle: Path, step: int, data: Images, evaluation: Evaluation) -> None:
+    """Keep in `<run>/report/` what was published: the bundle's pictures and figures."""
+    folder = run / KEPT
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for picture in bundle.glob("*.png"):
+        shutil.copyfile(picture, folder / picture.name)
+    record = {
+        "model": f"{bundle.parent.name}@{bundle.name}",
+        "step": step,
+        "data": about(data),
+        "metrics": {name: m.model_dump(exclude_none=True) for name, m in evaluation.metrics.items()},
+        "kl": evaluation.kl.round(6).tolist(),
     }
-    for name, picture in pictures.items():
-        if picture is not None:
-            (folder / name).write_bytes(picture)
-    shown = [name for name, picture in pictures.items() if picture is not None]
-    (folder / "README.md").write_text(
-        card(engine.manifest, data, evaluation.metrics, shown), encoding="utf-8"
+    checkpoints.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def about(data: Images) -> dict[str, str]:
+    """What the page says about the data."""
+    return {
+        "name": data.name,
+        "images": f"{len(data.pixels):,} of {'×'.join(map(str, data.shape))} ({splits(data)})",
+        "classes": ", ".join(data.label_names[:20]) + (" …" if len(data.label_names) > 20 else "")
+        if data.label_names
+        else "none",
+        "skipped files": f"{len(data.skipped):,}",
+        "licence": data.licence,
+        "digest": data.digest,
+    }
+
+
+def write(run: Path, say: Say = lambda text: None) -> Path:
+    """Write `<run>/report.html` and return its path. Raises ConfigError where there is no run."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{path} is not there, so {run} is no run: give the folder that --run named")
+    config = TrainConfig.from_json(path.read_text())
+    history = _history(run)
+    chosen = checkpoints.best(run) or checkpoints.latest(run)
+    record, images = _kept(run, chosen)
+    notes: list[str] = []
+    if record is None and chosen is not None:
+        record, images, notes = _drawn(config, chosen, say)
+    if history:
+        images["curves.png"] = pictures.curves(history)
+    newest = checkpoints.latest(run)
+    state = checkpoints.read_state(newest) if newest else {}
+    skipped = run / "skipped.txt"
+    text = page(
+        config,
+        run.name,
+        state,
+        history,
+        record or {},
+        images,
+        notes,
+        skipped.read_text(encoding="utf-8", errors="replace").splitlines() if skipped.is_file() else [],
     )
+    checkpoints.write(run / PAGE, text)
+    return run / PAGE
 
 
-def overview(engine: Engine, data: Images, evaluation: Evaluation) -> bytes:
-    """One picture that says what the model does: originals, reconstructions, samples, an interpolation."""
-    from matplotlib.figure import Figure
-
-    rows = data.split.test[:COLUMNS]
-    latents = evaluation.means[:COLUMNS]
-    steps = np.linspace(0, 1, COLUMNS, dtype=np.float32).reshape(-1, *[1] * (latents.ndim - 1))
-    strips = {
-        "originals": data.pixels[rows],
-        "reconstructions": engine.decode(latents),
-        "samples": _samples(engine, COLUMNS),
-        "interpolation": engine.decode((1 - steps) * latents[0] + steps * latents[1]),
-    }
-    figure = Figure(figsize=(8, 0.85 * len(strips)), layout="constrained")
-    for axes, (title, images) in zip(figure.subplots(len(strips), 1), strips.items(), strict=True):
-        strip = contact_sheet(_enlarge(images), columns=COLUMNS)
-        axes.imshow(strip.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_ylabel(title, rotation=0, ha="right", va="center")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    return _saved(figure)
+def _history(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; the last may just be being written."""
+    path = run / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
 
 
-def latent_map(evaluation: Evaluation, data: Images) -> bytes:
-    """The posterior means of the test images on their first two principal components, coloured by label."""
-    from matplotlib.figure import Figure
+def _kept(run: Path, chosen: Path | None) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
+    """What `keep` left of the checkpoint that now is the best, or nothing."""
+    path = run / KEPT / RECORD
+    if chosen is None or not path.is_file():
+        return None, {}
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record["step"] != checkpoints.read_state(chosen)["step"]:
+        return None, {}
+    return record, {picture.name: picture.read_bytes() for picture in (run / KEPT).glob("*.png")}
 
-    means = evaluation.means[:MOST_POINTS].reshape(min(len(evaluation.means), MOST_POINTS), -1)
-    centred = means - means.mean(axis=0)
-    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
-    points = centred @ directions[:2].T if len(directions) > 1 else np.c_[centred, np.zeros(len(centred))]
-    explained = np.square(singular) / np.square(singular).sum()
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    if data.labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.5)
+
+def _drawn(config: TrainConfig, chosen: Path, say: Say) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
+    """Pictures of a checkpoint that is not published, from validation images."""
+    try:
+        data = load(config.data, Wanted.of(config), say)
+    except (DataError, DownloadError) as error:
+        return {}, {}, [f"No pictures: the images of {config.data} cannot be read ({error})."]
+    with tempfile.TemporaryDirectory() as work:
+        say(f"exporting {chosen.name} to draw its pictures …")
+        engine = Engine(export(chosen, data, Path(work)).bundle(), threads=usable_cpus())
+    rows = data.split.validation[: pictures.MOST_POINTS]
+    mean, logvar = encode(engine, Part(data.pixels, rows))
+    drawn = pictures.draw_all(engine, data, rows, mean, kl(mean, logvar).mean(axis=0))
+    note = f"Not published yet: the pictures show {chosen.name} on validation images, test is untouched."
+    return {"data": about(data)}, drawn, [note]
+
+
+def page(
+    config: TrainConfig,
+    run: str,
+    state: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+    images: Mapping[str, bytes],
+    notes: Sequence[str],
+    skipped: Sequence[str],
+) -> str:
+    """The whole page. `images`: PNG files by name; they become part of it as data URIs."""
+    heading = record.get("model") or config.name or run
+    metrics = {name: Metric.model_validate(value) for name, value in record.get("metrics", {}).items()}
+    parts = [f"<h1>{escape(heading)}</h1>", f'<p class="lead">{escape(_progress(state, record))}</p>']
+    parts += [f"<p>{escape(note)}</p>" for note in notes]
+    if metrics:
+        fitted = f"{metrics['fitted'].n:,} " if "fitted" in metrics else ""
+        parts += [
+            "<h2>Figures</h2>",
+            _table(*figure_table(metrics)),
+            f"<p>On test images, through the exported graphs, ± standard error. PCA, probes and neighbours "
+            f"were fitted on {fitted}training images, the probes' penalty chosen on validation.</p>",
+        ]
+    elif history:
+        last = history[-1]["validation"]
+        rows = [[name, f"{last[name]:.5g}"] for name in ("elbo", "distortion", "rate", "mse") if name in last]
+        parts += ["<h2>Newest figures, on validation</h2>", _table(["", ""], rows)]
     else:
-        labels = data.labels[data.split.test][: len(points)]
-        for label in np.unique(labels):
-            name = data.label_names[label] if data.label_names else str(label)
-            members = points[labels == label]
-            axes.scatter(members[:, 0], members[:, 1], s=4, alpha=0.5, label=name)
-        if len(np.unique(labels)) <= 20:
-            axes.legend(markerscale=3, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(
-        title="posterior means of the test images",
-        xlabel=f"principal component 1 ({explained[0]:.0%} of the variance)",
-        ylabel=f"principal component 2 ({explained[1] if len(explained) > 1 else 0:.0%})",
-    )
-    return _saved(figure)
-
-
-def curves(history: Sequence[dict[str, Any]]) -> bytes:
-    """Distortion and rate, on train and on validation, over the epochs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    epochs = [line["epoch"] for line in history]
-    for axes, term in zip(figure.subplots(1, 2), ("distortion", "rate"), strict=True):
-        for part in ("train", "validation"):
-            axes.plot(epochs, [line[part][term] for line in history], label=part)
-        axes.set(title=f"{term}, nats per image", xlabel="epoch")
-    axes.legend()
-    return _saved(figure)
-
-
-def card(manifest: Manifest, data: Images, metrics: dict[str, Metric], pictures: Sequence[str]) -> str:
-    """The model card, Markdown."""
-    image, latent, likelihood = manifest.image, manifest.latent, manifest.likelihood
-    config = manifest.training.config if manifest.training else {}
-    prior = "a Gaussian mixture that was fitted to its posterior afterwards"
-    if manifest.prior is None or manifest.prior.kind == "normal":
-        prior = "the same"
-    kind = "unknown" if likelihood is None else likelihood.kind
-    scale = f" (σ = {likelihood.scale:.4f})" if likelihood and likelihood.scale else ""
-    return CARD.format(
-        name=manifest.name,
-        shape=f"{image.height}×{image.width}×{image.channels}",
-        latent=latent.size,
-        likelihood=kind + scale,
-        prior=prior,
-        data=data.name,
-        epochs=config.get("epochs"),
-        width=config.get("width"),
-        seed=config.get("seed"),
-        pictures="\n".join(f"![{Path(name).stem}]({name})\n" for name in pictures),
-        n_test=metrics["elbo"].n,
-        figures="\n".join(_figure_rows(metrics)),
-        n=len(data.pixels),
-        splits=", ".join(
-            f"{len(getattr(data.split, part)):,} {part}" for part in ("train", "validation", "test")
-        ),
-        digest=data.digest[:16],
-        licence=data.licence,
-    )
-
-
-def _figure_rows(metrics: dict[str, Metric]) -> list[str]:
-    rows = []
-    for key, (title, form) in FIGURES.items():
-        if key in metrics:
-            beside = metrics.get(f"{key}_pca")
-            rows.append(
-                f"| {title} | {_figure(metrics[key], form)} | {_figure(beside, form) if beside else '–'} |"
+        parts.append("<p>Nothing has been evaluated yet.</p>")
+    for name, caption in CAPTIONS.items():
+        if name in images and name != "overview.png":
+            data = base64.b64encode(images[name]).decode()
+            shown, caption = name.partition(".")[0], escape(caption)
+            title = HEADS.get(shown, shown.capitalize())
+            parts.append(
+                f"<h2>{title}</h2><figure><figcaption>{caption}</figcaption>"
+                f'<img alt="{shown}" src="data:image/png;base64,{data}"></figure>'
             )
-    return rows
+    if "data" in record:
+        parts += ["<h2>Data</h2>", _table(["", ""], [[key, value] for key, value in record["data"].items()])]
+    if skipped:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in skipped[:50])
+        more = f"<p>… and {len(skipped) - 50:,} more, in skipped.txt</p>" if len(skipped) > 50 else ""
+        parts.append(f"<h2>Skipped files</h2><ul>{lines}</ul>{more}")
+    parts.append("<h2>Training</h2>")
+    parts.append(f"<pre>{escape(fit_command(config.to_dict(), config.data))}</pre>")
+    parts.append(_table(["setting", ""], [[key, str(value)] for key, value in config.to_dict().items()]))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(heading)} – vaeserve</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
 
 
-def _figure(metric: Metric, form: str) -> str:
-    return form.format(metric.value) + (f" ± {form.format(metric.se)}" if metric.se is not None else "")
+def _progress(state: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    if not state:
+        return "No checkpoint yet."
+    text = f"Step {state['step']:,}"
+    if total := state.get("total_steps"):
+        text += f" of {total:,}"
+    if best := state.get("best"):
+        text += f", best at step {best['step']:,} with a validation ELBO of {best['elbo']:.2f} nats per image"
+    return f"{text}. {'Published as ' + record['model'] if 'model' in record else 'Not published'}."
 
 
-def _samples(engine: Engine, n: int) -> NDArray[np.uint8]:
-    return engine.decode(engine.prior.sample(seed=0, rows=range(n)))
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        texts = (f"<{tag}{' class=text' * (len(cell) > 40)}>{escape(cell)}</{tag}>" for cell in cells)
+        return f"<tr>{''.join(texts)}</tr>"
 
-
-def _enlarge(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    times = max(1, SHOWN_SIDE // max(images.shape[1:3]))
-    return images.repeat(times, axis=1).repeat(times, axis=2)
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    return encode_image(pixels)
-
-
-def _saved(figure: Any) -> bytes:
-    import io
-
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    head = line(heads, "th") if any(heads) else ""
+    return f'<div class="wide"><table>{head}{"".join(line(row, "td") for row in rows)}</table></div>'

@@ -5,18 +5,17 @@
 - The averaged (EMA) weights are what is evaluated, selected and exported.
 - Validation is at β = 1, always with the same noise, and counts for `best` only after the KL warm-up.
 - A step whose loss is not finite or whose gradient is far above the usual is skipped and counted.
+- Under torchrun each process takes its share of every batch. The first one writes; the others wait for it in
+  the next step, or at the end.
 
 Needs torch and numpy only, so that it also runs on a rented machine.
 """
 
 import contextlib
-import copy
 import math
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import checkpoint, objective
-from training.batches import Pixels, generator, order
-from training.config import ConfigError, Likelihood, TrainConfig, resolve
-from training.data import Images, Indices
-from training.networks import VAE, build
-from training.progress import Progress, shown
-from training.schedule import NORMS, clip_bound, is_spike, kl_weight, learning_rate
+from training import checkpoint, networks, schedule, state, step, stopping
+from training.batches import Pixels, draw, order
+from training.compiling import compiled
+from training.config import ConfigError, TrainConfig, resolve
+from training.data import Images
+from training.distributed import Ranks
+from training.networks import VAE
+from training.progress import Progress, Silent, shown
+from training.schedule import Plan
+from training.state import State
+from training.tracking import TensorBoard
+from training.validation import evaluate
 
-EVALUATE_EVERY = 200  # steps at least: tiny sets would otherwise spend their time on validation and syncing
 FEW_PIXELS = 2**15  # in a batch: below that a second thread costs more in waiting than it brings
 MOST_BAD_STEPS = 20  # non-finite in a row: from there no run has come back
+ALONE = Ranks()
 
 
 class TrainingError(Exception):
@@ -49,211 +53,189 @@ class Result:
     checkpoint: Path
     config: TrainConfig
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
-    finished: bool  # False: stopped by a signal, to go on with resume
+    finished: bool  # False: stopped by a signal or by the clock, to go on with resume
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What does not change while a run goes on."""
+
+    config: TrainConfig
+    plan: Plan
+    data: Images
+    run: Path
+    ranks: Ranks
+    pixels: Pixels
+    progress: Progress
+    board: TensorBoard | None
 
 
 def fit(
-    config: TrainConfig, data: Images, run: Path, *, resume: bool = False, progress: Progress | None = None
+    config: TrainConfig,
+    data: Images,
+    run: Path,
+    *,
+    resume: bool = False,
+    stop_after: float | None = None,
+    progress: Progress | None = None,
+    tensorboard: bool = False,
+    ranks: Ranks = ALONE,
+    build: Callable[[TrainConfig], VAE] = networks.build,
 ) -> Result:
     """Train on `data.split.train` and leave checkpoints and metrics.jsonl in `run`.
 
-    `resume` goes on from the newest checkpoint in `run`, with the config that lies there. SIGINT and SIGTERM
-    finish the step, save and return with `finished=False`. Raises TrainingError, ConfigError and
-    CheckpointError; the last good checkpoint always stays.
+    `resume` goes on from the newest checkpoint in `run`, with the config that lies there. SIGINT, SIGTERM and
+    the end of `stop_after` seconds finish the step, save and return with `finished=False`. Raises
+    TrainingError, ConfigError and CheckpointError; the last good checkpoint always stays.
     """
-    config = _start(config, data, run, resume)
+    config = ranks.share(lambda: _start(config, data, run, resume))
+    if config.batch < ranks.size:
+        raise ConfigError(f"--batch {config.batch} is less than one image for each of {ranks.size} processes")
+    plan = schedule.plan(config, len(data.split.train))
     with _threads(config), contextlib.ExitStack() as stack:
-        if progress is None:
-            progress = stack.enter_context(shown(config.epochs or 0, _total_steps(config, data)))
-        return _train(config, data, run, progress)
+        asked = stack.enter_context(stopping.asked(stop_after))
+        if not ranks.first:
+            progress = Silent()
+        elif progress is None:
+            progress = stack.enter_context(shown(config.epochs or 0, plan.total))
+        device = ranks.device(config.device)
+        now = state.start(build(config), config, device)
+        if saved := ranks.share(lambda: _newest(run)):
+            now.restore(*saved)
+            progress.note(f"going on from step {now.step} of {plan.total}")
+        board = None
+        if tensorboard and ranks.first:
+            board = stack.enter_context(contextlib.closing(TensorBoard(run, now.step)))
+        job = _Job(config, plan, data, run, ranks, Pixels(data, device), progress, board)
+        return _train(job, now, asked)
 
 
-def _train(config: TrainConfig, data: Images, run: Path, progress: Progress) -> Result:
-    device = choose_device(config.device)
-    network = build(config).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5× as fast on CPU at 28×28
-    average = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = _optimizer(network, config)
-    if config.compile:
-        network.compile()
-    pixels = Pixels(data, device)
+def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
+    config, plan, ranks, train = job.config, job.plan, job.ranks, job.data.split.train
+    forward = _forward(job, now.network)
+    history = checkpoint.trim_metrics(job.run, now.step) if ranks.first else []
+    shuffled = (-1, train)
+    saved_step, saved_at = now.step, time.monotonic()
+    clock_step, clock = now.step, time.monotonic()
 
-    train, per_epoch = data.split.train, len(data.split.train) // config.batch
-    total = _total_steps(config, data)
-    evaluate_every = per_epoch * math.ceil(EVALUATE_EVERY / per_epoch)  # whole epochs
-    step, shuffled = 0, (-1, train)
-    norms: list[float] = []
-    sums: dict[str, float] = {"distortion": 0, "rate": 0, "squares": 0, "images": 0, "skipped": 0}
-    best: dict[str, Any] | None = None
-    validation: dict[str, float] | None = None
+    while not plan.over(now.step, now.best) and not ranks.any(asked(), job.pixels.device):
+        epoch, place = divmod(now.step, plan.per_epoch)
+        if shuffled[0] != epoch:
+            shuffled = (epoch, order(config.seed, epoch, train))
+        rows = shuffled[1][place * config.batch : (place + 1) * config.batch]
+        try:
+            images, eps = draw(config, job.pixels, rows, ranks, "step", now.step)
+        except OSError as error:
+            raise TrainingError(f"the images cannot be read any more ({error}); {_kept(job)}") from error
+        done = step.take(config, plan, now, forward, images, eps, ranks)
+        if not done.taken:
+            job.progress.note(
+                f"step {now.step - 1} skipped: gradient norm {done.norm:.3g}, loss {done.loss:.6g}"
+            )
+        if now.bad >= MOST_BAD_STEPS:
+            raise TrainingError(
+                f"the loss was not finite for {now.bad} steps, up to step {now.step - 1}; {_kept(job)}; "
+                f"try a smaller --lr than {config.lr:g}"
+            )
+        speed = config.batch * (now.step - clock_step) / max(time.monotonic() - clock, 1e-9)
+        job.progress.step(now.step, epoch + 1, now.mean("distortion"), now.mean("rate"), speed)
 
-    if newest := checkpoint.latest(run):
-        state, tensors = checkpoint.read_state(newest), checkpoint.read_tensors(newest, device)
-        network.load_state_dict(tensors["network"])
-        average.load_state_dict(tensors["ema"])
-        optimizer.load_state_dict(tensors["optimizer"])
-        step, norms, sums = state["step"], state["norms"], state["sums"]
-        validation, best = state["validation"], state["best"]
-        progress.note(f"going on from step {step} of {total}")
-    history = checkpoint.trim_metrics(run, step)
-    saved_at, saved_step = time.monotonic(), step
+        # While steps are not finite nothing is saved or selected: the last checkpoint stays the good one.
+        if plan.evaluates(now.step) and not now.bad:
+            line = _evaluate(job, now, done, speed)
+            history.append(line)
+            _save(job, now)
+            saved_step, saved_at = now.step, time.monotonic()
+            clock_step, clock = now.step, time.monotonic()
+        elif time.monotonic() - saved_at > config.checkpoint_seconds and not now.bad:
+            _save(job, now)
+            saved_step, saved_at = now.step, time.monotonic()
 
-    def save() -> None:
-        nonlocal saved_at, saved_step
-        checkpoint.save(
-            run,
-            {
-                "network": network.state_dict(),
-                "ema": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            },
-            {
-                "step": step,
-                "total_steps": total,
-                "epoch": step / per_epoch,
-                "config": config.to_dict(),
-                "data": {"name": data.name, "digest": data.digest, "n": len(data.pixels)},
-                "validation": validation,
-                "best": best,
-                "norms": norms,
-                "sums": sums,
-            },
+    if (now.step > saved_step or not now.step) and not now.bad:
+        _save(job, now)
+    over = plan.over(now.step, now.best)
+    if not over:
+        job.progress.note(
+            f"stopped at step {now.step} of {plan.total}, saved; go on with --run {job.run} --resume"
         )
-        saved_at, saved_step = time.monotonic(), step
-
-    clock, clock_step, bad_steps = time.monotonic(), step, 0
-    with _until_signal() as stop:
-        while step < total and not stop.is_set():
-            epoch, place = divmod(step, per_epoch)
-            if shuffled[0] != epoch:
-                shuffled = (epoch, order(config.seed, epoch, train))
-            rows = shuffled[1][place * config.batch : (place + 1) * config.batch]
-            noise = generator(device, config.seed, "step", step)
-            images = pixels.batch(rows)
-            if config.likelihood == "bernoulli":
-                images = objective.binarise(images, noise)
-            eps = torch.randn(len(rows), network.shape.latent, generator=noise, device=device)
-
-            lr, beta = learning_rate(config, step, total), config.beta * kl_weight(config, step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            logits, posterior = network(images, eps)
-            terms, squares = objective.terms(_kind(config), logits, images, posterior)
-            loss = objective.loss(terms, beta)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm_tensor = torch.nn.utils.clip_grad_norm_(network.parameters(), clip_bound(config, norms))
-            value, norm, distortion, rate, squared = torch.stack(  # one wait for the device, not five
-                [loss, norm_tensor, terms.distortion.sum(), terms.rate.sum(), squares]
-            ).tolist()
-            finite = math.isfinite(norm) and math.isfinite(value)
-            if finite and not is_spike(config, norm, norms):
-                optimizer.step()
-                decay = min(config.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
-                average_into(average, network, objective.optimal_variance(squares, images.numel()), decay)
-                for name, amount in zip(sums, (distortion, rate, squared, len(rows), 0), strict=True):
-                    sums[name] += amount
-            else:
-                sums["skipped"] += 1
-                progress.note(f"step {step} skipped: gradient norm {norm:.3g}, loss {value:.6g}")
-            # A finite spike counts for the median too: where large gradients have come to stay, it follows.
-            norms = [*norms, norm][-NORMS:] if finite else norms
-            bad_steps = 0 if finite else bad_steps + 1
-            if bad_steps >= MOST_BAD_STEPS:
-                raise TrainingError(
-                    f"the loss was not finite for {bad_steps} steps, up to step {step}. The last good "
-                    f"checkpoint is {checkpoint.latest(run)}; try a smaller --lr than {config.lr:g}."
-                )
-            step += 1
-            speed = config.batch * (step - clock_step) / max(time.monotonic() - clock, 1e-9)
-            count = max(sums["images"], 1)
-            progress.step(step, epoch + 1, sums["distortion"] / count, sums["rate"] / count, speed)
-
-            if step == total or step % evaluate_every == 0:
-                validation = evaluate(average, pixels, data.split.validation, config)
-                line = {
-                    "step": step,
-                    "epoch": step // per_epoch,
-                    "train": {
-                        "distortion": sums["distortion"] / count,
-                        "rate": sums["rate"] / count,
-                        "mse": sums["squares"] / count / images[0].numel(),
-                        "skipped": sums["skipped"],
-                        "grad_norm": statistics.median(norms) if norms else None,
-                    },
-                    "validation": validation,
-                    "sigma": math.sqrt(float(average.variance)),
-                    "lr": lr,
-                    "beta": beta,
-                    "images_per_second": round(speed, 1),
-                }
-                if step > config.kl_warmup * total and (best is None or validation["elbo"] > best["elbo"]):
-                    best = {"step": step, "elbo": validation["elbo"]}
-                sums = dict.fromkeys(sums, 0)
-                checkpoint.append_metrics(run, line)
-                history.append(line)
-                progress.evaluated(line)
-                save()
-                clock, clock_step = time.monotonic(), step
-            elif time.monotonic() - saved_at > config.checkpoint_seconds:
-                save()
-    if step > saved_step or checkpoint.latest(run) is None:
-        save()
-    if step < total:
-        progress.note(f"stopped at step {step} of {total}, saved; go on with --run {run} --resume")
-    chosen = checkpoint.best(run) or checkpoint.latest(run)
-    assert chosen is not None  # saved just above, if not before
-    return Result(run, chosen, config, history, finished=step >= total)
+    elif now.step < plan.total and now.best:
+        job.progress.note(f"stopped early: validation has not improved since step {now.best['step']}")
+    chosen = ranks.share(lambda: checkpoint.best(job.run) or checkpoint.latest(job.run))
+    if chosen is None:
+        raise TrainingError(f"no step of this run was finite: try a smaller --lr than {config.lr:g}")
+    return Result(job.run, chosen, config, history, finished=over)
 
 
-@torch.no_grad()
-def evaluate(network: VAE, pixels: Pixels, rows: Indices, config: TrainConfig) -> dict[str, float]:
-    """Means over images: ELBO (β = 1), distortion and rate in nats; MSE of reconstructions from the mean.
-
-    With the same noise every time, so that two evaluations differ by their weights alone.
-    """
-    totals = torch.zeros(3, dtype=torch.float64)  # sums over images: the last batch is smaller
-    noise = generator(pixels.device, config.seed, "validation", 0)
-    for start in range(0, len(rows), config.batch):
-        images = pixels.batch(rows[start : start + config.batch])
-        if config.likelihood == "bernoulli":
-            images = objective.binarise(images, noise)
-        eps = torch.randn(len(images), network.shape.latent, generator=noise, device=pixels.device)
-        logits, posterior = network(images, eps)
-        terms, _ = objective.terms(_kind(config), logits, images, posterior, network.variance)
-        errors = (images - torch.sigmoid(network.decoder(posterior.mean))).square().flatten(1).mean(1)
-        totals += torch.stack([terms.distortion.sum(), terms.rate.sum(), errors.sum()]).cpu().double()
-    distortion, rate, mse = (totals / len(rows)).tolist()
-    return {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "mse": mse, "n": len(rows)}
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU if torch sees one, else the CPU. Raises ConfigError for one that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # what torch raises without CUDA
-        raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
-    return torch.device(name)
-
-
-@torch.no_grad()
-def average_into(average: VAE, network: VAE, variance: Tensor, decay: float) -> None:
-    """average ← decay·average + (1 − decay)·network, and the same for σ², which is a buffer of `average`."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    average.variance.lerp_(variance, 1 - decay)
+def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[str, Any]:
+    """Validate the averaged weights, note the best, and begin new sums: the line of metrics.jsonl."""
+    now.validation = evaluate(now.average, job.pixels, job.data.split.validation, job.config, job.ranks)
+    elbo = now.validation["elbo"]
+    if not math.isfinite(elbo):
+        raise TrainingError(
+            f"the validation ELBO is {elbo} at step {now.step}; {_kept(job)}; "
+            f"try a smaller --lr than {job.config.lr:g}"
+        )
+    if now.step > job.plan.warm and (now.best is None or elbo > now.best["elbo"]):
+        now.best = {"step": now.step, "elbo": elbo}
+    line = {
+        "step": now.step,
+        "epoch": now.step // job.plan.per_epoch,
+        "train": {
+            "distortion": now.mean("distortion"),
+            "rate": now.mean("rate"),
+            "mse": now.mean("squares") / math.prod(job.data.shape),
+            "skipped": now.sums["skipped"],
+            "grad_norm": statistics.median(now.norms) if now.norms else None,
+        },
+        "validation": now.validation,
+        "sigma": math.sqrt(float(now.average.variance)),
+        "lr": done.lr,
+        "beta": done.beta,
+        "images_per_second": round(speed, 1),
+    }
+    now.sums = dict.fromkeys(now.sums, 0)
+    if job.ranks.first:
+        checkpoint.append_metrics(job.run, line)
+    if job.board:
+        job.board.evaluated(line)
+    job.progress.evaluated(line)
+    return line
 
 
-def _optimizer(network: VAE, config: TrainConfig) -> torch.optim.AdamW:
-    """Weights of convolutions and linear layers decay, biases do not."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], Any]:
+    """The network as the loop calls it: compiled, and parallel under torchrun."""
+    module: torch.nn.Module = network
+    if job.config.compile:
+        rows = job.data.split.train[: job.config.batch]
+        images, eps = draw(job.config, job.pixels, rows, job.ranks, "trial", 0)
+        module = compiled(network, images, eps, job.progress.note)
+    return job.ranks.parallel(module, job.pixels.device)
+
+
+def _save(job: _Job, now: State) -> None:
+    if not now.finite():
+        raise TrainingError(
+            f"the weights are not finite at step {now.step}; {_kept(job)}; "
+            f"try a smaller --lr than {job.config.lr:g}"
+        )
+    if job.ranks.first:
+        about = {
+            "total_steps": job.plan.total,
+            "epoch": now.step / job.plan.per_epoch,
+            "config": job.config.to_dict(),
+            "data": {"name": job.data.name, "digest": job.data.digest, "n": len(job.data.pixels)},
+        }
+        checkpoint.save(job.run, now.tensors(), now.record() | about)
+
+
+def _kept(job: _Job) -> str:
+    newest = checkpoint.latest(job.run)
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+
+
+def _newest(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    newest = checkpoint.latest(run)
+    return (checkpoint.read_state(newest), checkpoint.read_tensors(newest)) if newest else None
 
 
 def _start(config: TrainConfig, data: Images, run: Path, resume: bool) -> TrainConfig:
@@ -275,16 +257,6 @@ def _start(config: TrainConfig, data: Images, run: Path, resume: bool) -> TrainC
     return config
 
 
-def _total_steps(config: TrainConfig, data: Images) -> int:
-    assert config.epochs is not None  # resolved
-    return config.epochs * (len(data.split.train) // config.batch)
-
-
-def _kind(config: TrainConfig) -> Likelihood:
-    assert config.likelihood != "auto"  # resolved
-    return config.likelihood
-
-
 @contextlib.contextmanager
 def _threads(config: TrainConfig) -> Iterator[None]:
     """One thread for small batches of small images: on a busy machine two took 29× the time, waiting."""
@@ -295,28 +267,3 @@ def _threads(config: TrainConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _until_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the second one acts as if nobody listened."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: object) -> None:
-        stop.set()
-        restore()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        restore()

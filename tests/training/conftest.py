@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from service.runtime.engine import Engine
-from training import data, trainer
+from tests.training.runs import EVERY, TINY, Watch
+from training import data, schedule, trainer
 from training.config import TrainConfig
 from training.export import export
 
@@ -25,3 +26,11 @@ def run(digits, tmp_path_factory):
 def exported(run, digits, tmp_path_factory):
     draft = export(run.checkpoint, digits, tmp_path_factory.mktemp("draft"))
     return SimpleNamespace(draft=draft, engine=Engine(draft.bundle()))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(digits, tmp_path_factory):
+    """A run of 44 steps that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "EVALUATE_EVERY", EVERY)
+        return trainer.fit(TINY, digits, tmp_path_factory.mktemp("uninterrupted"), progress=Watch())

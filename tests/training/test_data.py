@@ -1,18 +1,10 @@
-"""Splits that never move an image, sets read as they are published, downloads that survive a broken line."""
-
-import contextlib
-import gzip
-import hashlib
-import http.server
-import struct
-import threading
-from types import SimpleNamespace
+"""Splits that never move an image, digests that notice everything, sources that are told apart."""
 
 import numpy as np
 import pytest
 
-from training import data, download
-from training.data import DataError
+from training import data
+from training.data import DataError, Part, Wanted, guessed_size, model_name, pieces
 
 
 def random_images(n, seed=0, shape=(5, 4, 1)):
@@ -86,6 +78,66 @@ def test_the_digest_knows_pixels_labels_and_shape():
     assert len(digests) == 5
 
 
+def test_a_large_array_is_looked_at_in_pieces_and_nothing_changes(monkeypatch):
+    images = random_images(300)
+    whole, bw = data.from_arrays("a", images), data.from_arrays("b", (images > 127) * np.uint8(255))
+    monkeypatch.setattr(data, "PIECE", 7 * 20)  # seven images
+    assert [len(piece) for piece in pieces(images)] == [7] * 42 + [6]
+    again = data.from_arrays("a", images)
+    assert again.digest == whole.digest
+    np.testing.assert_array_equal(again.split.train, whole.split.train)
+    assert not again.binary
+    assert data.from_arrays("b", bw.pixels).binary
+
+
+def test_a_part_reads_its_rows_as_it_is_sliced():
+    images = random_images(50)
+    part = Part(images, np.array([3, 7, 8, 40]))
+    assert len(part) == 4
+    np.testing.assert_array_equal(part[1:3], images[[7, 8]])
+    np.testing.assert_array_equal(part[2:100], images[[8, 40]])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(28, 28)] * 9, (28, 28)),
+        ([(30, 40), (60, 80), (62, 80)], (48, 64)),  # one aspect ratio, within 5 %
+        ([(30, 40), (40, 30), (36, 36)], (36, 36)),  # several: a square of the median side
+        ([(480, 640), (640, 480), (3000, 4000)], (64, 64)),
+        ([(2, 3)] * 3, (4, 4)),
+    ],
+)
+def test_the_size_is_guessed_from_the_median(sizes, expected):
+    assert guessed_size(np.array(sizes, np.int32)) == expected
+
+
+def test_few_images_are_warned_of_once(tmp_path):
+    said = []
+    np.save(tmp_path / "few.npy", random_images(150))
+    data.load(str(tmp_path / "few.npy"), say=said.append)
+    assert said == ["warning: 150 images are few; a good model needs thousands"]
+    data.load("digits", say=said.append)
+    assert len(said) == 1
+
+
+def test_digits_are_resized_when_asked():
+    said = []
+    digits = data.load("digits", Wanted((12, 10), 3, "stretch"), said.append)
+    assert digits.shape == (12, 10, 3)
+    assert digits.levels == 256
+    assert "brought from 8×8×1 to 12×10×3 (stretch)" in said[0]
+    assert (digits.pixels[..., 0] == digits.pixels[..., 2]).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("My Photos (2)", "my-photos-2"), ("Bilder", "bilder"), ("stats", "images"), ("ü", "images")],
+)
+def test_the_data_s_name_can_be_a_model_s(path, name, tmp_path):
+    assert model_name(tmp_path / path) == name
+
+
 def test_black_and_white_images_are_known_as_such():
     images = random_images(200)
     assert data.from_arrays("a", np.where(images > 127, 255, 0).astype(np.uint8)).binary
@@ -93,58 +145,16 @@ def test_black_and_white_images_are_known_as_such():
 
 
 def test_unusable_images_are_refused_with_a_reason():
-    with pytest.raises(DataError, match="digits or mnist"):
+    with pytest.raises(DataError, match=r"nothing lies there: use digits, mnist, fashion-mnist, a folder"):
         data.load("imagenet")
-    with pytest.raises(DataError, match="too few"):
-        data.from_arrays("a", random_images(2))
+    with pytest.raises(DataError, match=r"a has 99 usable images: too few, a model needs at least 100"):
+        data.from_arrays("a", random_images(99))
+    with pytest.raises(DataError, match=r"the (train|validation) split would have 0"):
+        data.from_arrays("a", np.zeros((100, 4, 4, 1), np.uint8))  # all the same: all on one side
     with pytest.raises(DataError, match="float64"):
         data.from_arrays("a", np.zeros((200, 4, 4, 1)))
     with pytest.raises(DataError, match="labels"):
         data.from_arrays("a", random_images(200), np.zeros(3, np.int64))
-
-
-def idx(array):
-    shape = array.shape
-    return gzip.compress(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + array.tobytes())
-
-
-@pytest.fixture
-def small_mnist(monkeypatch):
-    """Files like MNIST's, and their digests in place of the real ones."""
-    arrays = {
-        "train-images-idx3-ubyte": random_images(300, shape=(28, 28)),
-        "train-labels-idx1-ubyte": np.arange(300, dtype=np.uint8) % 10,
-        "t10k-images-idx3-ubyte": random_images(50, seed=1, shape=(28, 28)),
-        "t10k-labels-idx1-ubyte": np.arange(50, dtype=np.uint8) % 10,
-    }
-    files = {name: idx(array) for name, array in arrays.items()}
-    digests = {name: hashlib.sha256(gzip.decompress(content)).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(data, "MNIST_FILES", digests)
-    return SimpleNamespace(arrays=arrays, files={f"{name}.gz": content for name, content in files.items()})
-
-
-def test_mnist_is_read_from_the_data_folder(small_mnist, tmp_path, monkeypatch):
-    (tmp_path / "mnist").mkdir()
-    for name, content in small_mnist.files.items():
-        (tmp_path / "mnist" / name).write_bytes(content)
-    monkeypatch.setenv("VAESERVE_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "MNIST_MIRRORS", ())  # no network may be asked for
-    mnist = data.load("mnist")
-    assert mnist.shape == (28, 28, 1)
-    assert mnist.split.test.tolist() == list(range(300, 350))
-    np.testing.assert_array_equal(
-        mnist.pixels[mnist.split.test, :, :, 0], small_mnist.arrays["t10k-images-idx3-ubyte"]
-    )
-    np.testing.assert_array_equal(mnist.labels[:300], small_mnist.arrays["train-labels-idx1-ubyte"])
-
-
-def test_mnist_is_downloaded_once(small_mnist, tmp_path, monkeypatch):
-    with serving(small_mnist.files) as server:
-        monkeypatch.setattr(data, "MNIST_MIRRORS", (server.url,))
-        first, second = data.mnist(tmp_path), data.mnist(tmp_path)
-    assert first.digest == second.digest
-    assert len(server.requests) == 4
-    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == sorted(small_mnist.files)
 
 
 def test_the_data_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -156,110 +166,3 @@ def test_the_data_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data.data_folder() == tmp_path / ".cache" / "vaeserve"
-
-
-@contextlib.contextmanager
-def serving(files, breaks=0, ranges=True):
-    """A loopback server of `files`; its first `breaks` answers end after half of what they promised."""
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.headers.get("Range"))
-            content = files.get(self.path.lstrip("/"))
-            if content is None:
-                self.send_error(404)
-                return
-            start = 0
-            if ranges and (asked := self.headers.get("Range")):
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                if start >= len(content):
-                    self.send_error(416)
-                    return
-            rest = content[start:]
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(rest)))
-            self.end_headers()
-            self.wfile.write(rest[: len(rest) // 2] if len(requests) <= breaks else rest)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/", requests=requests)
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-CONTENT = np.random.default_rng(0).bytes(100_000)
-PACKED = gzip.compress(CONTENT)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-def test_a_broken_transfer_goes_on_where_it_broke(tmp_path):
-    with serving({"a.gz": PACKED}, breaks=2) as server:
-        path = download.fetch([server.url], "a.gz", tmp_path, SHA256)
-    assert path.read_bytes() == PACKED
-    half = len(PACKED) // 2
-    assert server.requests == [None, f"bytes={half}-", f"bytes={half + (len(PACKED) - half) // 2}-"]
-    assert [p.name for p in tmp_path.iterdir()] == ["a.gz"]
-
-
-def test_what_had_arrived_serves_the_next_call(tmp_path):
-    with (
-        serving({"a.gz": PACKED}, breaks=download.ATTEMPTS) as server,
-        pytest.raises(download.DownloadError, match="the connection broke"),
-    ):
-        download.fetch([server.url], "a.gz", tmp_path, SHA256)
-    have = (tmp_path / "a.gz.part").stat().st_size
-    assert not (tmp_path / "a.gz").exists()
-    with serving({"a.gz": PACKED}) as server:
-        assert download.fetch([server.url], "a.gz", tmp_path, SHA256).read_bytes() == PACKED
-    assert server.requests == [f"bytes={have}-"]
-
-
-def test_a_server_without_ranges_starts_anew(tmp_path):
-    (tmp_path / "a.gz.part").write_bytes(PACKED[:1000])
-    with serving({"a.gz": PACKED}, ranges=False) as server:
-        assert download.fetch([server.url], "a.gz", tmp_path, SHA256).read_bytes() == PACKED
-
-
-def test_a_finished_part_is_taken_and_too_long_a_part_is_not_kept(tmp_path):
-    part = tmp_path / "a.gz.part"
-    part.write_bytes(PACKED)  # killed between the last byte and the rename
-    with serving({"a.gz": PACKED}) as server:
-        assert download.fetch([server.url], "a.gz", tmp_path, SHA256).read_bytes() == PACKED
-        (tmp_path / "a.gz").rename(part)
-        part.write_bytes(PACKED + b"more")
-        assert download.fetch([server.url] * 2, "a.gz", tmp_path, SHA256).read_bytes() == PACKED
-
-
-def test_wrong_content_is_refused_and_nothing_is_kept(tmp_path):
-    with (
-        serving({"a.gz": gzip.compress(b"something else")}) as server,
-        pytest.raises(download.DownloadError, match=r"SHA-256 is not"),
-    ):
-        download.fetch([server.url], "a.gz", tmp_path, SHA256)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_next_mirror_is_asked_when_one_has_nothing_or_something_else(tmp_path):
-    with (
-        serving({}) as empty,
-        serving({"a.gz": b"no gzip"}) as wrong,
-        serving({"a.gz": PACKED}) as good,
-    ):
-        mirrors = ["http://127.0.0.1:9/", empty.url, wrong.url, good.url]
-        assert download.fetch(mirrors, "a.gz", tmp_path, SHA256).read_bytes() == PACKED
-    assert len(empty.requests) == 1  # a 404 is not asked twice
-
-
-def test_a_damaged_file_is_reported_and_left_alone(tmp_path):
-    (tmp_path / "a.gz").write_bytes(PACKED[:-100])
-    with pytest.raises(download.DownloadError, match="delete it"):
-        download.fetch([], "a.gz", tmp_path, SHA256)
-    assert (tmp_path / "a.gz").read_bytes() == PACKED[:-100]

@@ -1,0 +1,59 @@
+"""Runs of seconds on digits, and how two of them are compared."""
+
+import json
+
+import torch
+
+from training import checkpoint
+from training.config import TrainConfig
+
+# 44 steps of a tiny network; checkpoints only where a test asks for them. Evaluated every 11 steps.
+TINY = TrainConfig(epochs=4, width=4, latent=4, checkpoint_seconds=1e9)
+EVERY = 11
+
+
+class Watch:
+    """A progress that calls `at(step)` after each step, and remembers what it was told."""
+
+    def __init__(self, at=lambda step: None):
+        self.at, self.notes, self.lines = at, [], []
+
+    def step(self, step, epoch, distortion, rate, images_per_second):
+        self.at(step)
+
+    def evaluated(self, line):
+        self.lines.append(line)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def assert_same_end(run, other):
+    """Bit for bit: weights, averages, optimiser, σ², best, and every figure but the speed."""
+    tensors, others = (checkpoint.read_tensors(checkpoint.latest(of)) for of in (run, other))
+    assert_equal(tensors, others)
+    states = [checkpoint.read_state(checkpoint.latest(of)) for of in (run, other)]
+    for state in states:  # decides when, not what
+        del state["config"]["checkpoint_seconds"]
+    assert states[0] == states[1]
+    assert figures(run) == figures(other)
+
+
+def figures(run):
+    """The lines of metrics.jsonl without the speed."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def assert_equal(a, b):
+    if isinstance(a, torch.Tensor):
+        assert a.equal(b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
