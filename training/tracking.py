@@ -14,7 +14,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("--tensorboard needs it: pip install 'vaeserve[tensorboard]'") from error
+            raise ConfigError("--tensorboard needs it: pip install -e '.[tensorboard]'") from error
         # Hides what a crashed run wrote about steps that are now done again.
         self.writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 

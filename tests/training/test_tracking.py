@@ -36,6 +36,6 @@ def test_a_run_writes_its_figures_and_once_only_after_a_resume(digits, tmp_path,
 
 def test_without_tensorboard_the_flag_says_what_to_install(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pip install 'vaeserve\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tensorboard\]'"):
         fit(TINY, digits, tmp_path, progress=Watch(), tensorboard=True)
     assert not list(tmp_path.glob("checkpoints/*"))
