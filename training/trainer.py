@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from training.compiling import compiled
 from training.config import ConfigError, TrainConfig, resolve
 from training.data import Images
 from training.distributed import Ranks
-from training.networks import VAE
+from training.networks import VAE, Posterior
+from training.precision import autocast, cast, chosen
 from training.progress import Progress, Silent, shown
 from training.schedule import Plan
 from training.state import State
@@ -88,7 +89,7 @@ def fit(
     the end of `stop_after` seconds finish the step, save and return with `finished=False`. Raises
     TrainingError, ConfigError and CheckpointError; the last good checkpoint always stays.
     """
-    config = ranks.share(lambda: _start(config, data, run, resume))
+    config = ranks.share(lambda: _start(config, data, run, resume, ranks))
     if config.batch < ranks.size:
         raise ConfigError(f"--batch {config.batch} is less than one image for each of {ranks.size} processes")
     plan = schedule.plan(config, len(data.split.train))
@@ -202,14 +203,15 @@ def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[s
     return line
 
 
-def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], Any]:
-    """The network as the loop calls it: compiled, and parallel under torchrun."""
+def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], tuple[Tensor, Posterior]]:
+    """The network as the loop calls it: compiled, parallel under torchrun, in the config's precision."""
+    config, device = job.config, job.pixels.device
     module: torch.nn.Module = network
-    if job.config.compile:
-        rows = job.data.split.train[: job.config.batch]
-        images, eps = draw(job.config, job.pixels, rows, job.ranks, "trial", 0)
-        module = compiled(network, images, eps, job.progress.note)
-    return job.ranks.parallel(module, job.pixels.device)
+    if config.compile:
+        images, eps = draw(config, job.pixels, job.data.split.train[: config.batch], job.ranks, "trial", 0)
+        with autocast(config.precision, device):
+            module = compiled(network, images, eps, job.progress.note)
+    return cast(job.ranks.parallel(module, device), config.precision, device)
 
 
 def _save(job: _Job, now: State) -> None:
@@ -238,7 +240,7 @@ def _newest(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return (checkpoint.read_state(newest), checkpoint.read_tensors(newest)) if newest else None
 
 
-def _start(config: TrainConfig, data: Images, run: Path, resume: bool) -> TrainConfig:
+def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ranks) -> TrainConfig:
     """The config to train with: resolved and written down, or the one that lies in the run to resume."""
     path = run / "config.json"
     newest = checkpoint.latest(run)
@@ -251,6 +253,7 @@ def _start(config: TrainConfig, data: Images, run: Path, resume: bool) -> TrainC
     config = resolve(
         config, name=data.name, train=len(data.split.train), image=data.shape, binary=data.binary
     )
+    config = replace(config, precision=chosen(config.precision, ranks.device(config.device)))
     run.mkdir(parents=True, exist_ok=True)
     checkpoint.clean(run)
     checkpoint.write(path, config.to_json())

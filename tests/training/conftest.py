@@ -19,7 +19,9 @@ def digits():
 @pytest.fixture(scope="session")
 def run(digits, tmp_path_factory):
     """The result of ten epochs with a narrow network: enough to be better than no model."""
-    return trainer.fit(TrainConfig(epochs=10, width=8, latent=8), digits, tmp_path_factory.mktemp("run"))
+    return trainer.fit(
+        TrainConfig(epochs=10, width=8, latent=8, precision="float32"), digits, tmp_path_factory.mktemp("run")
+    )
 
 
 @pytest.fixture(scope="session")
