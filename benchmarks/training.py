@@ -27,7 +27,7 @@ BATCH, LATENT = 128, 32
 EPOCHS = (1, 5, 20)
 WARM_UP, ROUND = 10, 25  # steps
 OURS: dict[str, dict[str, Any]] = {
-    "ours": {},  # as it comes: bfloat16 where the CPU has AMX, compiled where the run is long enough
+    "ours": {},  # as it comes: bfloat16 where the CPU has it, compiled where the run is long enough
     "float32": {"precision": "float32", "compile": False},
     "compiled": {"compile": True},
 }

@@ -40,6 +40,12 @@ class FitChoice(StrEnum):
     stretch = "stretch"
 
 
+class PrecisionChoice(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class LikelihoodChoice(StrEnum):
     auto = "auto"
     bernoulli = "bernoulli"
@@ -87,6 +93,9 @@ def fit(
         bool | None,
         typer.Option("--compile/--no-compile", help="torch.compile. [default: where the run is long enough]"),
     ] = DEFAULTS.compile,
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="auto: bfloat16 on a CPU that multiplies in it, else float32.")
+    ] = PrecisionChoice.auto,
     patience: Annotated[
         int, typer.Option(help="Evaluations without a better validation ELBO that end the run; 0: never.")
     ] = DEFAULTS.patience,
@@ -132,6 +141,7 @@ def fit(
                 beta=beta,
                 device=device,
                 compile=compile,
+                precision=precision.value,
                 patience=patience,
             )
         with ranks.in_turn():

@@ -1,6 +1,7 @@
 """What makes training fast may fail or be absent: then it trains all the same."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import subprocess
@@ -78,9 +79,10 @@ def test_long_runs_are_compiled_and_short_ones_are_not():
 
 def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch):
     cpu = torch.device("cpu")
-    for has in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has})
-        assert precision.chosen("auto", cpu) == ("bfloat16" if has else "float32")
+    for amx, avx in itertools.product((True, False), repeat=2):
+        has = {"amx_bf16": amx, "avx512_bf16": avx}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert precision.chosen("auto", cpu) == ("bfloat16" if amx or avx else "float32")
         assert precision.chosen("auto", torch.device("cuda")) == "float32"
         assert precision.chosen("bfloat16", cpu) == "bfloat16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # another architecture
