@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from service import openapi, problems
 from service.admission import BodyLimit
+from service.pages import add_pages
 from service.problems import Problem, ProblemAnswers
 from service.routes import add_routes
 from service.served import Service
@@ -76,5 +77,6 @@ def create_app(
     )
     app.state.service = service
     add_routes(app)
+    add_pages(app)
     openapi.install(app)
     return app

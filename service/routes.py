@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import orjson
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from numpy.typing import NDArray
 
 from service import negotiation, openapi, problems, schemas
@@ -169,11 +169,6 @@ async def show_problem(slug: str) -> Response:
     raise problems.NotFound(f"There is no problem {slug!r}; there are {slugs}.")
 
 
-async def home() -> Response:
-    """The way to /docs."""
-    return RedirectResponse("docs")
-
-
 # Each of these in three forms: for the default model, for a model, for one version of it.
 COMPUTING = (
     Operation("encode", "POST", "/encode", encode, EncodeAnswer, ARRAY_WRITERS, EncodeBody, IMAGE_READERS),
@@ -223,7 +218,6 @@ def add_routes(app: FastAPI) -> None:
         # As some load balancers ask, and `wget --spider`.
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/problems/{slug}", show_problem, include_in_schema=False)
-    app.add_api_route("/", home, include_in_schema=False)
 
 
 def _service(request: Request) -> Service:

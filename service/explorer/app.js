@@ -1,0 +1,66 @@
+/** The page: which models there are, and the panels for the one that is chosen. */
+
+import { Problem, send, setApiKey, UNAUTHORIZED } from "./api.js";
+import { describe } from "./describe.js";
+import { find, make, trouble } from "./dom.js";
+import { knobs } from "./knobs.js";
+import * as models from "./model.js";
+import { Session } from "./session.js";
+import { wall } from "./wall.js";
+import { wander } from "./wander.js";
+
+const PANELS = { wander, describe, knobs, wall };
+
+const choice = find(document, "#model", HTMLSelectElement);
+const keyForm = find(document, "#key", HTMLFormElement);
+let session = new AbortController();
+
+/** Fill the list of models and open the first; a service that is still loading is asked again. */
+async function start() {
+  try {
+    const { models: loaded } = await (await send({ path: "models" })).json();
+    loaded.sort((/** @type {any} */ a, /** @type {any} */ b) => Number(b.default) - Number(a.default));
+    choice.replaceChildren(
+      ...loaded.flatMap((/** @type {any} */ { name, versions }) =>
+        versions.toReversed().map((/** @type {number} */ version) =>
+          make("option", { textContent: `${name}@${version}`, value: `models/${name}/versions/${version}` }))),
+    );
+    trouble(document, "");
+    await open();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    trouble(document, error.message);
+    if (error.status === 503) setTimeout(start, 1000 * Math.max(1, error.wait));
+  }
+}
+
+/** Show the chosen model, and nothing any more of the one before. */
+async function open() {
+  session.abort();
+  session = new AbortController();
+  const { signal } = session;
+  const model = models.describe(await (await send({ path: choice.value }, signal)).json());
+  document.documentElement.style.setProperty("--aspect", `${model.width} / ${model.height}`);
+  for (const place of document.querySelectorAll("[data-of=size]")) place.textContent = String(model.size);
+  find(document, "#about", HTMLElement).textContent =
+    `${model.reference}: pictures of ${model.width} × ${model.height}${model.channels === 3 ? " in colour" : ""}, ` +
+    `${model.size} numbers each.`;
+  const shared = new Session(model, signal);
+  for (const [id, panel] of Object.entries(PANELS)) panel(find(document, `#${id}`, HTMLElement), shared);
+}
+
+choice.addEventListener("change", () => {
+  open().catch((error) => {
+    if (error instanceof Problem) trouble(document, error.message);
+    else if (error.name !== "AbortError") throw error;
+  });
+});
+addEventListener(UNAUTHORIZED, () => { keyForm.hidden = false; });
+keyForm.addEventListener("submit", (event) => {
+  event.preventDefault();
+  setApiKey(find(keyForm, "input", HTMLInputElement).value);
+  keyForm.hidden = true;
+  start();
+});
+
+start();

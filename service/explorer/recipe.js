@@ -1,0 +1,79 @@
+/** For every view, the curl and the Python that give the same; both can be copied. */
+
+import { address, apiKey } from "./api.js";
+import { find, make } from "./dom.js";
+
+/** @typedef {import("./api.js").Call} Call */
+
+/** @param {ParentNode} panel @returns {(call: Call, output: string, python: string) => void} shows another recipe */
+export function recipe(panel) {
+  const [curlText, pythonText] = [make("code"), make("code")];
+  const details = make("details", {}, make("summary", { textContent: "The same with curl and Python" }));
+  for (const [name, text] of /** @type {[string, HTMLElement][]} */ ([["curl", curlText], ["Python", pythonText]])) {
+    const code = make("pre", { tabIndex: 0, ariaLabel: name, role: "region" }, text);
+    const head = make("div", { className: "head" }, make("h3", { textContent: name }), copier(name, text));
+    details.append(head, code);
+  }
+  find(panel, ".recipe", HTMLElement).replaceChildren(details);
+  return (call, output, python) => {
+    curlText.textContent = curl(call, output);
+    pythonText.textContent = python;
+  };
+}
+
+/**
+ * The command line that sends this call. JSON answers are printed, others go to the file `output`.
+ * @param {Call} call
+ * @param {string} output
+ */
+export function curl(call, output) {
+  const parts = [quoted(address(call))];
+  if (apiKey()) parts.push('-H "Authorization: Bearer $VAESERVE_API_KEY"');
+  if (call.file) parts.push(`-H ${quoted(`Content-Type: ${call.file.type}`)}`, `--data-binary @${quoted(call.file.name)}`);
+  if (call.json !== undefined) parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(call.json))}`);
+  if (call.accept) parts.push(`-H 'Accept: ${call.accept}'`, `-o ${output}`);
+  return `curl ${parts.join(" \\\n  ")}`;
+}
+
+/**
+ * A program with the repository's client.
+ * @param {string} model name@version
+ * @param {string[]} lines with `client`
+ * @param {string[]} [imports] besides the client's
+ */
+export function python(model, lines, imports = []) {
+  const url = new URL(".", document.baseURI).href.replace(/\/$/, "");
+  const standard = [...imports, ...(apiKey() ? ["import os"] : [])].sort();
+  const key = apiKey() ? ', api_key=os.environ["VAESERVE_API_KEY"]' : "";
+  return [
+    ...standard,
+    ...(standard.length ? [""] : []),
+    "from client import Client",
+    "",
+    `with Client(${literal(url)}, model=${literal(model)}${key}) as client:`,
+    ...lines.map((line) => `    ${line}`),
+  ].join("\n");
+}
+
+/** JSON's strings and numbers are Python's as well. @param {unknown} value */
+export const literal = (value) => JSON.stringify(value);
+
+/** For a POSIX shell. @param {string} text */
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** @param {string} name @param {HTMLElement} text */
+function copier(name, text) {
+  const press = make("button", { type: "button", className: "quiet", textContent: "Copy", ariaLabel: `Copy the ${name}` });
+  const said = make("span", { role: "status" });
+  press.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text.textContent ?? "");
+      said.textContent = "Copied ";
+    } catch {
+      getSelection()?.selectAllChildren(text); // no clipboard outside of https and localhost
+      said.textContent = "Selected: press Ctrl+C or ⌘C ";
+    }
+    setTimeout(() => { said.textContent = ""; }, 4000);
+  });
+  return make("span", {}, said, press);
+}
