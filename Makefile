@@ -7,7 +7,7 @@ DOCKER ?= docker
 SERVE := .venv/serve
 DEV := .venv/dev
 
-.PHONY: help serve train test test-all test-service check image lock clean
+.PHONY: help serve train test test-all test-service check bench image lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ check: $(DEV)/ready ## ruff and mypy --strict
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
+
+bench: $(DEV)/ready ## the service beside raw onnxruntime and other servers: ten minutes on an idle machine
+	$(DEV)/bin/python -m benchmarks.serving
 
 image: ## build the service's container image
 	$(DOCKER) build --target service -t vaeserve .
