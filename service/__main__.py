@@ -17,6 +17,7 @@ from pydantic_settings import CliApp, CliSettingsSource
 from uvicorn.supervisors import Multiprocess
 
 from service.app import create_app
+from service.metrics import Metrics
 from service.protocol import Http
 from service.runtime.bundle import BundleError
 from service.runtime.repository import find, open_engine
@@ -88,7 +89,7 @@ def serve(settings: Settings) -> int:
 def _serve_with_workers(settings: Settings, listener: socket.socket, url: str) -> int:
     with ThreadPoolExecutor(1) as thread:
         try:
-            print(banner(settings, load(settings, thread), url), flush=True)
+            print(banner(settings, load(settings, thread, Metrics()), url), flush=True)
         except BundleError as error:
             return _fail(str(error))
     os.environ.update(settings.environment())  # how the workers' create_app() learns of the flags

@@ -67,7 +67,7 @@ def create_app(
         # A client that is sent elsewhere by a slash would have to send its images twice.
         redirect_slashes=False,
         middleware=[  # from the outside in
-            Middleware(RequestTrace, access_log=settings.access_log),
+            Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
             Middleware(ProblemAnswers),
             Middleware(BodyLimit, max_body=settings.max_body),
         ],

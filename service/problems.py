@@ -199,6 +199,7 @@ def content(problem: Problem, request_id: str, *, status: int | None = None) -> 
 
 def response(problem: Problem) -> Response:
     """The problem as an answer."""
+    telemetry.answered_with(problem.slug)
     body = content(problem, telemetry.request_id())
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 

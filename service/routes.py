@@ -85,6 +85,7 @@ async def reconstruct(request: Request, query: Annotated[Options, Query()]) -> R
     posterior = await model.encode(images)
     again = await model.decode(posterior.mean)
     error = await _service(request).run(images.size, lambda: _mean_squared_error(images, again))
+    model.metrics.reconstructed(error)
     return await _write(
         request, media_type, Answer(model.manifest.reference, {"images": again, "error": error})
     )
@@ -159,6 +160,12 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ready", "models": [model.manifest.reference for model in models.newest()]})
 
 
+async def show_metrics(request: Request) -> Response:
+    """For Prometheus; deploy/README.md lists what is in it."""
+    text, media_type = await _service(request).metrics_text(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media_type})
+
+
 async def show_problem(slug: str) -> Response:
     """What a kind of problem means: the page behind `type` in every error."""
     for kind in problems.kinds():
@@ -217,6 +224,7 @@ def add_routes(app: FastAPI) -> None:
     for path, endpoint in (("/healthz", healthz), ("/readyz", readyz)):
         # As some load balancers ask, and `wget --spider`.
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/metrics", show_metrics, include_in_schema=False)
     app.add_api_route("/problems/{slug}", show_problem, include_in_schema=False)
 
 

@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from service import codecs, telemetry
 from service.batcher import Batcher, Run
 from service.codecs import Budget
+from service.metrics import GraphMetrics, Metrics, ModelMetrics
 from service.problems import NotReady, TooLarge, UnknownModel, WrongModel
 from service.runtime.bundle import BundleError, Manifest
 from service.runtime.cpus import usable_cpus
@@ -41,6 +43,7 @@ class ServedModel:
     prior: Prior
     encoder: Batcher
     decoder: Batcher
+    metrics: ModelMetrics
 
     async def encode(self, images: ByteImages) -> Posterior:
         """uint8 [n, h, w, c] → mean and logvar, float32 [n, *latent]."""
@@ -52,21 +55,27 @@ class ServedModel:
         return images
 
 
-def _serve(engine: Engine, thread: Executor, max_batch: int) -> ServedModel:
-    def batcher(run: Run) -> Batcher:
-        return Batcher(run, thread, max_rows=max_batch, observe=_observe)
+def _serve(engine: Engine, thread: Executor, max_batch: int, metrics: ModelMetrics) -> ServedModel:
+    def batcher(run: Run, graph: GraphMetrics) -> Batcher:
+        def observe(waited: float, ran: float) -> None:
+            telemetry.add("queue", waited)
+            telemetry.add("model", ran)
+            graph.waited(waited)
+
+        return Batcher(graph.counted(run), thread, max_rows=max_batch, observe=observe)
+
+    def encode(images: ByteImages) -> Posterior:
+        posterior = engine.encode(images)
+        metrics.encoded(*posterior)
+        return posterior
 
     return ServedModel(
         engine.manifest,
         engine.prior,
-        encoder=batcher(engine.encode),
-        decoder=batcher(lambda latents: (engine.decode(latents),)),
+        encoder=batcher(encode, metrics.encoder),
+        decoder=batcher(lambda latents: (engine.decode(latents),), metrics.decoder),
+        metrics=metrics,
     )
-
-
-def _observe(waited: float, ran: float) -> None:
-    telemetry.add("queue", waited)
-    telemetry.add("model", ran)
 
 
 @dataclass(frozen=True)
@@ -103,11 +112,19 @@ class ServedModels:
     def newest(self) -> list[ServedModel]:
         return [versions[max(versions)] for _, versions in sorted(self.loaded.items())]
 
+    def all(self) -> list[ServedModel]:
+        return [model for versions in self.loaded.values() for model in versions.values()]
+
+    def usual(self) -> ServedModel | None:
+        """Whom a request gets that names no model."""
+        versions = self.loaded.get(self.default or "")
+        return versions[max(versions)] if versions else None
+
     def _names(self) -> str:
         return ", ".join(sorted(self.loaded))
 
 
-def load(settings: Settings, thread: Executor) -> ServedModels:
+def load(settings: Settings, thread: Executor, metrics: Metrics) -> ServedModels:
     """Open the repository of the settings; BundleError when nothing in it can be served.
 
     Takes seconds: not for the event loop.
@@ -120,7 +137,10 @@ def load(settings: Settings, thread: Executor) -> ServedModels:
     if not repository.engines:
         raise BundleError(_nothing(repository))
     loaded = {
-        name: {version: _serve(engine, thread, settings.max_batch) for version, engine in versions.items()}
+        name: {
+            version: _serve(engine, thread, settings.max_batch, ModelMetrics(metrics, engine.manifest))
+            for version, engine in versions.items()
+        }
         for name, versions in repository.engines.items()
     }
     models = ServedModels(loaded, repository.refused, _default(settings.default_model, loaded))
@@ -168,6 +188,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failure: str | None = None  # why there will be no models
+        self.metrics = Metrics()
         self.budget = Budget(settings.max_images, settings.max_pixels, 4 * settings.max_pixels)
         self._models: ServedModels | None = None
         # One thread computes for all models: more would only take the CPU from one another.
@@ -185,12 +206,29 @@ class Service:
         """Load the models without holding up the event loop; afterwards there are models or `failure`."""
         try:
             loop = asyncio.get_running_loop()
-            self._models = await loop.run_in_executor(self._thread, load, self.settings, self._thread)
+            self._models = await loop.run_in_executor(
+                self._thread, load, self.settings, self._thread, self.metrics
+            )
         except BundleError as error:
             self.failure = str(error)
         except Exception as error:
             self.failure = f"the models could not be loaded: {error}"
             log.exception("the models could not be loaded")
+
+    def measure(self) -> None:
+        """Put into the metrics what is no event: memory, and who waits for the models."""
+        self.metrics.refresh()
+        for model in self._models.all() if self._models else ():
+            model.metrics.encoder.waiting(model.encoder.waiting_rows)
+            model.metrics.decoder.waiting(model.decoder.waiting_rows)
+
+    async def metrics_text(self, accept: str) -> tuple[bytes, str]:
+        """What /metrics answers, and its media type."""
+        self.measure()
+        models = self._models or ServedModels({}, {}, None)
+        loaded = [(model.manifest, model is models.usual()) for model in models.all()]
+        text = partial(self.metrics.text, accept, loaded, list(models.refused))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, text)
 
     async def run(self, values: int, function: Callable[[], T]) -> T:
         """Call `function` here, or in the codec pool when it has many values to work on."""

@@ -16,17 +16,20 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.metrics import Metrics
+
 log = logging.getLogger("service.access")
 
 # What may come from outside and go into headers and log lines as it is.
 SAFE_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{1,128}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trace:
-    """One request: its id, and the seconds its steps have taken."""
+    """One request: its id, the seconds its steps have taken, and what was wrong with it."""
 
     id: str
+    problem: str | None = None  # the slug
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, step: str, seconds: float) -> None:
@@ -51,6 +54,12 @@ def add(step: str, seconds: float) -> None:
         trace.add(step, seconds)
 
 
+def answered_with(problem: str) -> None:
+    """Remember the slug of the problem that the current request is answered with."""
+    if trace := _trace.get():
+        trace.problem = problem
+
+
 @contextmanager
 def timed(step: str) -> Iterator[None]:
     """Count the time inside for a step of the current request."""
@@ -62,10 +71,14 @@ def timed(step: str) -> Iterator[None]:
 
 
 class RequestTrace:
-    """Middleware, outermost: gives each request its id, and each answer X-Request-ID and Server-Timing."""
+    """Middleware, outermost: gives each request its id, and each answer X-Request-ID and Server-Timing.
 
-    def __init__(self, app: ASGIApp, *, access_log: bool = True) -> None:
+    And counts it, under the path of the route that it found: routers leave that in the scope.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool = True) -> None:
         self.app = app
+        self.metrics = metrics
         self.access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +103,8 @@ class RequestTrace:
         try:
             await self.app(scope, receive, sender)
         finally:
+            route = getattr(scope.get("route"), "path", None)
+            self.metrics.answered(route, scope["method"], status, trace.seconds, trace.problem)
             if self.access_log:
                 duration = (perf_counter() - started) * 1e3
                 log.info("%s %s %d %.1f ms", scope["method"], _printable(scope["path"]), status, duration)

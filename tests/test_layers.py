@@ -13,7 +13,7 @@ ALLOWED = {
     "service/runtime": RUNTIME,
     "service": RUNTIME
     | {"service", "fastapi", "starlette", "uvicorn", "orjson", "pydantic_settings", "fastapi_offline"}
-    | {"python_multipart"},
+    | {"prometheus_client", "python_multipart"},
     "training": RUNTIME
     | {"training", "torch", "onnx", "scipy", "sklearn", "matplotlib", "typer", "rich", "click"},
     "client": {"client", "httpx", "numpy", "typer", "rich", "click"},

@@ -1,0 +1,243 @@
+"""What /metrics tells Prometheus; deploy/README.md says what each name means.
+
+In one process the values are plain numbers. Of several workers each keeps its own in files of a folder that
+the supervisor makes, and whoever is asked adds them up (prometheus_client's multiprocess mode).
+
+No label has unbounded values: routes are templates, whatever is none of them counts as `other`.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.runtime.bundle import Manifest
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it too
+OTHER = "other"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# A small model answers in a fraction of a millisecond; a minute is beyond every deadline.
+SECONDS = (1e-4, 2.5e-4, 5e-4, *(m * 10**e for e in range(-3, 1) for m in (1, 2.5, 5)), 10, 60)
+ROWS = tuple(2**e for e in range(11))
+NATS = tuple(2 ** (e / 2) for e in range(27))  # 1 … 8192, each √2 times the one before
+ERRORS = tuple(10 ** (e / 4) for e in range(-20, 1))  # 1e-5 … 1
+LARGEST = 1e9
+MODEL = ("model", "version")
+GRAPH = (*MODEL, "graph")
+
+Run = Callable[..., tuple[NDArray[Any], ...]]
+
+
+def share(folder: Path, member: str) -> None:
+    """Keep this process's values in `folder`, as the part of `member`; before there are any.
+
+    A worker that takes the place of a dead one goes on with its counters: none falls, no file is left over.
+    """
+    os.environ[FOLDER] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: member)  # type: ignore[no-untyped-call]
+
+
+class _Rows(Histogram):
+    """A histogram that is given many values at a time."""
+
+    def observe_all(self, amounts: NDArray[np.floating]) -> None:
+        counts = np.bincount(np.searchsorted(self._upper_bounds, amounts), minlength=len(self._upper_bounds))
+        for bucket in np.flatnonzero(counts):
+            self._buckets[bucket].inc(int(counts[bucket]))
+        self._sum.inc(float(amounts.sum()))
+
+
+class GraphMetrics:
+    """What one graph of one model did: the rows of its runs, and how long they waited and took."""
+
+    def __init__(self, metrics: "Metrics", *labels: str) -> None:
+        self._rows = metrics.rows.labels(*labels)
+        self._batch = metrics.batch_rows.labels(*labels)
+        self._seconds = metrics.model_seconds.labels(*labels)
+        self.waited: Callable[[float], None] = metrics.queue_seconds.labels(*labels).observe
+        self.waiting: Callable[[float], None] = metrics.queue_rows.labels(*labels).set
+
+    def counted(self, run: Run) -> Run:
+        """`run`, whose every call is one run of the graph on the rows of its first argument."""
+
+        def counted(*rows: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+            started = perf_counter()
+            results = run(*rows)
+            self._seconds.observe(perf_counter() - started)
+            self._batch.observe(len(rows[0]))
+            self._rows.inc(len(rows[0]))
+            return results
+
+        return counted
+
+
+class ModelMetrics:
+    """What one model did, and whether what it is given still looks like what it was trained on."""
+
+    def __init__(self, metrics: "Metrics", manifest: Manifest) -> None:
+        labels = (manifest.name, str(manifest.version))
+        self.encoder = GraphMetrics(metrics, *labels, "encoder")
+        self.decoder = GraphMetrics(metrics, *labels, "decoder")
+        self._kl = metrics.kl.labels(*labels)
+        self._errors = metrics.errors.labels(*labels)
+
+    def encoded(self, mean: NDArray[np.float32], logvar: NDArray[np.float32]) -> None:
+        """Posteriors that came out of the encoder, float32 [n, *latent]."""
+        with np.errstate(over="ignore", invalid="ignore"):  # a broken encoder shows in the last bucket
+            terms = np.square(mean) + np.exp(logvar) - logvar - 1
+        kl = 0.5 * terms.reshape(len(mean), -1).sum(axis=1, dtype=np.float64)
+        self._kl.observe_all(np.fmin(kl, LARGEST))  # one NaN or infinity would be in the sum for ever
+
+    def reconstructed(self, errors: NDArray[np.floating]) -> None:
+        """Mean squared errors on [0, 1], one of each image."""
+        self._errors.observe_all(errors)
+
+
+class Metrics:
+    """The metrics of one application."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each, which nobody reads
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "vae_requests_total", "Answers", ("route", "method", "status"), registry=registry
+        )
+        self._request_seconds = Histogram(
+            "vae_request_seconds",
+            "From a request's head to the head of its answer",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._rejections = Counter(
+            "vae_rejections_total", "Requests answered with a problem", ("reason",), registry=registry
+        )
+        codec = Histogram(
+            "vae_codec_seconds",
+            "A body into an array (decode), an array into a body (encode)",
+            ("direction",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._codec = {"read": codec.labels("decode"), "write": codec.labels("encode")}
+        self.rows = Counter("vae_rows_total", "Rows that went through a graph", GRAPH, registry=registry)
+        self.batch_rows = Histogram(
+            "vae_batch_rows", "Rows in one run of a graph", GRAPH, buckets=ROWS, registry=registry
+        )
+        self.queue_rows = Gauge(
+            "vae_queue_rows", "Rows that wait", GRAPH, registry=registry, multiprocess_mode="livesum"
+        )
+        self.queue_seconds = Histogram(
+            "vae_queue_seconds", "How long requests waited", GRAPH, buckets=SECONDS, registry=registry
+        )
+        self.model_seconds = Histogram(
+            "vae_model_seconds", "One run of a graph", GRAPH, buckets=SECONDS, registry=registry
+        )
+        self.kl = _Rows(
+            "vae_kl_nats", "KL(q(z|x) || N(0, I)) of an image", MODEL, buckets=NATS, registry=registry
+        )
+        self.errors = _Rows(
+            "vae_reconstruction_error",
+            "Mean squared error of an image on [0, 1]",
+            MODEL,
+            buckets=ERRORS,
+            registry=registry,
+        )
+        self._memory = Gauge(
+            "process_resident_memory_bytes",
+            "Resident memory of all workers",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        # labels() takes a microsecond, this a tenth; as many as there are routes, methods and statuses.
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(
+        self, route: str | None, method: str, status: int, seconds: Mapping[str, float], problem: str | None
+    ) -> None:
+        """One request: the seconds of its steps, and the slug of the problem it was answered with, if any."""
+        route = route or OTHER
+        key = (route, method if method in METHODS else OTHER, status)
+        if (found := self._answers.get(key)) is None:
+            found = (self._requests.labels(*map(str, key)), self._request_seconds.labels(route))
+            self._answers[key] = found
+        found[0].inc()
+        if "total" in seconds:
+            found[1].observe(seconds["total"])
+        for step, codec in self._codec.items():
+            if step in seconds:
+                codec.observe(seconds[step])
+        if problem:
+            self._rejections.labels(problem).inc()
+
+    def refresh(self) -> None:
+        """Measure what is no event: memory."""
+        if (resident := resident_bytes()) is not None:
+            self._memory.set(resident)
+
+    def text(
+        self, accept: str, loaded: Iterable[tuple[Manifest, bool]], refused: Iterable[str]
+    ) -> tuple[bytes, str]:
+        """The answer and its media type. `loaded`: manifests, and whether each is the default; `refused`: the
+        folders of bundles that did not hold what they promise.
+        """
+        metrics = [*self._collect(), *_models(loaded, refused)]
+        encode, media_type = choose_encoder(accept)
+        registry = CollectorRegistry()
+        registry.register(_Given(metrics))
+        return encode(registry), media_type
+
+    def _collect(self) -> Iterable[Metric]:
+        folder = os.environ.get(FOLDER)
+        if folder is None:
+            return self._registry.collect()
+        together: Iterable[Metric] = MultiProcessCollector(None, folder).collect()  # type: ignore[no-untyped-call]
+        return together
+
+
+class _Given:
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def _models(loaded: Iterable[tuple[Manifest, bool]], refused: Iterable[str]) -> Iterator[Metric]:
+    info = GaugeMetricFamily("vae_model_info", "A loaded version", labels=(*MODEL, "default"))
+    golden = GaugeMetricFamily(
+        "vae_golden_check", "1: digests, graphs and golden vectors hold; 0: refused", labels=MODEL
+    )
+    kl = GaugeMetricFamily("vae_kl_reference_nats", "Mean KL on the model's own data", labels=MODEL)
+    error = GaugeMetricFamily(
+        "vae_reconstruction_error_reference", "Mean squared error on the model's own data", labels=MODEL
+    )
+    for manifest, default in loaded:
+        labels = (manifest.name, str(manifest.version))
+        info.add_metric((*labels, str(default).lower()), 1)
+        golden.add_metric(labels, 1)
+        if manifest.latent.kl:
+            kl.add_metric(labels, sum(manifest.latent.kl))
+        if mse := manifest.metrics.get("mse"):
+            error.add_metric(labels, mse.value)
+    for path in refused:
+        golden.add_metric(Path(path).parts[-2:], 0)
+    yield from (info, golden, kl, error)
+
+
+def resident_bytes(pid: int | str = "self") -> int | None:
+    """Memory of a process, where the system says it as Linux does."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
