@@ -106,7 +106,8 @@ class Metrics:
     """The metrics of one application."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each, which nobody reads
+        # Else there is a second series for each, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "vae_requests_total", "Answers", ("route", "method", "status"), registry=registry

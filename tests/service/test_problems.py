@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from service import problems
+from service.metrics import Metrics
 from service.problems import MEDIA_TYPE, ProblemAnswers, kinds
 from service.telemetry import RequestTrace
 
@@ -42,7 +43,7 @@ def answered(raised, headers=None):
         raise raised
 
     async def call():
-        transport = httpx.ASGITransport(RequestTrace(ProblemAnswers(app)))
+        transport = httpx.ASGITransport(RequestTrace(ProblemAnswers(app), metrics=Metrics()))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/some/path", headers=headers)
 
@@ -103,7 +104,7 @@ def test_a_client_that_went_away_is_no_error(caplog):
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    asyncio.run(RequestTrace(ProblemAnswers(app))(scope, None, send))
+    asyncio.run(RequestTrace(ProblemAnswers(app), metrics=Metrics())(scope, None, send))
     assert not sent
     assert all(record.levelno < logging.WARNING for record in caplog.records)
     assert "GET / 499" in caplog.text
@@ -146,7 +147,9 @@ def test_request_ids_are_taken_over_when_they_are_safe(given, kept):
 
 def test_a_path_cannot_forge_a_line_of_the_log(caplog):
     caplog.set_level(logging.INFO)
-    answer = asyncio.run(_get(RequestTrace(Response("fine")), "/a%0d%0a2026-01-01 INFO forged"))
+    answer = asyncio.run(
+        _get(RequestTrace(Response("fine"), metrics=Metrics()), "/a%0d%0a2026-01-01 INFO forged")
+    )
     assert answer.status_code == 200
     assert "\n" not in caplog.records[-1].getMessage()
 
