@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline  # /docs with its own copies of what 
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from service import openapi, problems
+from service import oip, openapi, problems
 from service.admission import BodyLimit
 from service.pages import add_pages
 from service.problems import Problem, ProblemAnswers
@@ -78,5 +78,6 @@ def create_app(
     app.state.service = service
     add_routes(app)
     add_pages(app)
+    oip.add_routes(app)
     openapi.install(app)
     return app

@@ -197,16 +197,19 @@ def content(problem: Problem, request_id: str, *, status: int | None = None) -> 
     return orjson.dumps(fields)
 
 
-def response(problem: Problem) -> Response:
-    """The problem as an answer."""
+def response(problem: Problem, path: str = "") -> Response:
+    """The problem as an answer; under /v2 as the Open Inference Protocol has it."""
     telemetry.answered_with(problem.slug)
+    if path == "/v2" or path.startswith("/v2/"):
+        text = f"{problem.detail} (request {telemetry.request_id()})"
+        return Response(orjson.dumps({"error": text}), problem.status, problem.headers, "application/json")
     body = content(problem, telemetry.request_id())
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 
 
 async def answer(request: Request, error: Exception) -> Response:
     """Exception handler for what the router and FastAPI raise; the same shape as everything else."""
-    return response(from_exception(error, request))
+    return response(from_exception(error, request), request.scope["path"])
 
 
 def from_exception(error: Exception, request: Request | None = None) -> Problem:
@@ -298,4 +301,4 @@ class ProblemAnswers:
                 log.exception("failed on %s %s", scope["method"], scope["path"])
             if started:
                 raise  # half an answer is out: uvicorn closes the connection, nobody takes it for whole
-            await response(problem)(scope, receive, send)
+            await response(problem, scope["path"])(scope, receive, send)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from service.runtime.images import TooManyPixels
 from service.runtime.prior import Prior
 from service.runtime.repository import Repository
 from service.settings import Settings
+from service.statistics import Executions
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class ServedModel:
     encoder: Batcher
     decoder: Batcher
     metrics: ModelMetrics
+    executions: Mapping[str, Executions]  # what the graphs ran, by `encoder` and `decoder`
 
     async def encode(self, images: ByteImages) -> Posterior:
         """uint8 [n, h, w, c] → mean and logvar, float32 [n, *latent]."""
@@ -69,12 +71,16 @@ def _serve(engine: Engine, thread: Executor, max_batch: int, metrics: ModelMetri
         metrics.encoded(*posterior)
         return posterior
 
+    executions = {"encoder": Executions(), "decoder": Executions()}
     return ServedModel(
         engine.manifest,
         engine.prior,
-        encoder=batcher(encode, metrics.encoder),
-        decoder=batcher(lambda latents: (engine.decode(latents),), metrics.decoder),
+        encoder=batcher(executions["encoder"].counted(encode), metrics.encoder),
+        decoder=batcher(
+            executions["decoder"].counted(lambda latents: (engine.decode(latents),)), metrics.decoder
+        ),
         metrics=metrics,
+        executions=executions,
     )
 
 

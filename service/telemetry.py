@@ -60,6 +60,12 @@ def answered_with(problem: str) -> None:
         trace.problem = problem
 
 
+def seconds(step: str) -> float:
+    """How long a step of the current request has taken so far."""
+    trace = _trace.get()
+    return trace.seconds.get(step, 0.0) if trace else 0.0
+
+
 @contextmanager
 def timed(step: str) -> Iterator[None]:
     """Count the time inside for a step of the current request."""

@@ -1,4 +1,4 @@
-"""The README tells the truth: every command block in it is executed, against a live service.
+"""The documents tell the truth: every command block in these pages is executed, against a live service.
 
 A block that cannot run here carries `<!-- not run: the reason -->` above it; at most six may.
 """
@@ -15,29 +15,35 @@ from PIL import Image
 from tests import documents
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUN = ("README.md", "docs/oip.md")  # the pages whose blocks are run
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL
 )
-BLOCKS = [match.groupdict() for match in BLOCK.finditer(README)]
+BLOCKS = {
+    page: [match.groupdict() for match in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8"))]
+    for page in RUN
+}
 
 
 @pytest.fixture(scope="module")
-def playground(tmp_path_factory):
-    """An empty folder in which a reader follows the page from top to bottom."""
-    return tmp_path_factory.mktemp("reader")
+def playgrounds(tmp_path_factory):
+    """An empty folder for each page, in which a reader follows it from top to bottom."""
+    return {page: tmp_path_factory.mktemp("reader") for page in RUN}
 
 
 def test_at_most_six_blocks_are_not_run_and_each_says_why():
-    reasons = [block["reason"] for block in BLOCKS if block["reason"]]
+    reasons = [block["reason"] for blocks in BLOCKS.values() for block in blocks if block["reason"]]
     assert len(reasons) <= 6
     assert all(len(reason) > 10 for reason in reasons)
-    assert len(BLOCKS) - len(reasons) >= 4
+    assert len(BLOCKS["README.md"]) - len(reasons) >= 4
 
 
-@pytest.mark.parametrize("number", [i for i, block in enumerate(BLOCKS) if not block["reason"]])
-def test_block_runs(number, playground, shipped_service):
-    block = BLOCKS[number]
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, i) for page, blocks in BLOCKS.items() for i, block in enumerate(blocks) if not block["reason"]],
+)
+def test_block_runs(page, number, playgrounds, shipped_service):
+    block, playground = BLOCKS[page][number], playgrounds[page]
     code = block["code"].replace("http://localhost:8000", shipped_service)
     code = code.replace("localhost:8000", shipped_service.removeprefix("http://"))
     bin_folder = str(Path(sys.executable).parent)
@@ -79,7 +85,7 @@ def test_the_tables_are_there():
     assert set(documents.parts("docs/settings.md")) == {"settings", *helps}
 
 
-@pytest.mark.parametrize("page", ["README.md", "models/README.md", "docs/settings.md"])
+@pytest.mark.parametrize("page", ["README.md", "models/README.md", "docs/settings.md", "docs/oip.md"])
 def test_links_point_at_files(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):

@@ -1,0 +1,402 @@
+"""The Open Inference Protocol (v2, REST) at /v2: what Triton, KServe and MLServer speak, for their clients.
+
+A model of that protocol has one set of inputs and outputs, so one VAE appears as several: `mnist.encode`,
+`mnist.decode`, `mnist.reconstruct` and `mnist.sample`, over the same batchers as the other routes. Tensors
+are called what the graphs call them. docs/oip.md has the details for people.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+
+from service import problems, tensors
+from service.problems import InvalidRequest, UnknownModel
+from service.runtime.bundle import Manifest
+from service.served import SMALL_VALUES, ServedModel, ServedModels, Service
+from service.statistics import Executions, Requests
+from service.telemetry import seconds, timed
+from service.tensors import Inference, Spec
+
+EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics", "parameters"]
+PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
+SEEDS = 2**53
+
+Arrays = Mapping[str, NDArray[Any]]
+Specs = tuple[Spec, ...]
+
+
+# --- the models of the protocol ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a VAE can do, as a model of the protocol."""
+
+    inputs: Callable[[Manifest], Specs]
+    outputs: Callable[[Manifest], Specs]
+    run: Callable[[ServedModel, Inference], Awaitable[Arrays]]
+    graph: str | None = None  # the one graph that it is a run of; None: several steps
+
+
+def _image(manifest: Manifest) -> Spec:
+    return Spec("image", "UINT8", (manifest.image.height, manifest.image.width, manifest.image.channels))
+
+
+def _latent(name: str, manifest: Manifest) -> Spec:
+    return Spec(name, "FP32", manifest.latent.shape)
+
+
+async def _encode(model: ServedModel, asked: Inference) -> Arrays:
+    return (await model.encode(asked.inputs["image"]))._asdict()
+
+
+async def _decode(model: ServedModel, asked: Inference) -> Arrays:
+    return {"image": await model.decode(asked.inputs["z"])}
+
+
+async def _reconstruct(model: ServedModel, asked: Inference) -> Arrays:
+    """As /reconstruct: the mean is decoded, and `error` is the squared error on [0, 1]."""
+    images = asked.inputs["image"]
+    again = await model.decode((await model.encode(images)).mean)
+    error = [np.square(a.astype(np.float32) - b).mean() / 255**2 for a, b in zip(images, again, strict=True)]
+    return {"image": again, "error": np.array(error, np.float32)[:, np.newaxis]}
+
+
+async def _sample(model: ServedModel, asked: Inference) -> Arrays:
+    """Each row as /sample with n = 1 and that seed; the parameter `temperature` is for all of them."""
+    seeds = asked.inputs["seed"][:, 0]
+    if not ((seeds >= 0) & (seeds < SEEDS)).all():
+        raise InvalidRequest("`seed` must be from 0 to 2^53 - 1.")
+    temperature = asked.parameters.get("temperature", 1.0)
+    if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
+        raise InvalidRequest("The parameter `temperature` must be a number from 0 to 10.")
+    latents = [model.prior.sample(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds]
+    z = np.concatenate(latents)
+    return {"image": await model.decode(z), "z": z}
+
+
+FUNCTIONS: dict[str, Function] = {
+    "encode": Function(
+        inputs=lambda its: (_image(its),),
+        outputs=lambda its: (_latent("mean", its), _latent("logvar", its)),
+        run=_encode,
+        graph="encoder",
+    ),
+    "decode": Function(
+        inputs=lambda its: (_latent("z", its),),
+        outputs=lambda its: (_image(its),),
+        run=_decode,
+        graph="decoder",
+    ),
+    "reconstruct": Function(
+        inputs=lambda its: (_image(its),),
+        outputs=lambda its: (_image(its), Spec("error", "FP32", (1,))),
+        run=_reconstruct,
+    ),
+    "sample": Function(
+        inputs=lambda its: (Spec("seed", "INT64", (1,)),),
+        outputs=lambda its: (_image(its), _latent("z", its)),
+        run=_sample,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One function of one version of a VAE: a model of the protocol."""
+
+    served: ServedModel
+    name: str  # the function's
+
+    @property
+    def function(self) -> Function:
+        return FUNCTIONS[self.name]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.served.manifest.name}.{self.name}"
+
+    @property
+    def version(self) -> str:
+        return str(self.served.manifest.version)
+
+    @property
+    def inputs(self) -> Specs:
+        return self.function.inputs(self.served.manifest)
+
+    @property
+    def outputs(self) -> Specs:
+        return self.function.outputs(self.served.manifest)
+
+
+def _choose(models: ServedModels, path: Mapping[str, str]) -> Chosen:
+    """The model that the path names; without a version, the newest."""
+    name, _, function = path["name"].rpartition(".")
+    if function not in FUNCTIONS or name not in models.loaded:
+        there = ", ".join(f"{name}.{function}" for name in sorted(models.loaded) for function in FUNCTIONS)
+        raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
+    return Chosen(models.choose(f"{name}@{path['version']}" if "version" in path else name), function)
+
+
+def _all(models: ServedModels) -> list[Chosen]:
+    return [
+        Chosen(served, function)
+        for _, versions in sorted(models.loaded.items())
+        for _, served in sorted(versions.items())
+        for function in FUNCTIONS
+    ]
+
+
+# --- infer ------------------------------------------------------------------------------------------------
+
+
+async def infer(request: Request) -> Response:
+    """Tensors in, tensors out, in JSON or in binary, each side compressed or not."""
+    started = time.perf_counter_ns()
+    service: Service = request.app.state.service
+    chosen = _choose(service.models, request.path_params)
+    counts = _statistics(request.app).requests(chosen)
+    try:
+        with timed("read"):
+            asked = await _read(request, service, chosen)
+        async with asyncio.timeout(_deadline(asked.parameters)):
+            arrays = await chosen.function.run(chosen.served, asked)
+        with timed("write"):
+            response = await _write(request, service, chosen, asked, arrays)
+    except BaseException as error:
+        counts.fail.add(time.perf_counter_ns() - started)
+        if isinstance(error, TimeoutError):
+            raise problems.Timeout("The request's own `timeout` passed; give it more microseconds.") from None
+        raise
+    counts.succeeded(
+        total=time.perf_counter_ns() - started,
+        queue=round(seconds("queue") * 1e9),
+        read=round(seconds("read") * 1e9),
+        model=round(seconds("model") * 1e9),
+        write=round(seconds("write") * 1e9),
+    )
+    if chosen.function.graph is None:
+        rows = len(next(iter(asked.inputs.values())))
+        _statistics(request.app).pipeline(chosen).add(rows, round(seconds("model") * 1e9))
+    return response
+
+
+async def _read(request: Request, service: Service, chosen: Chosen) -> Inference:
+    data, headers = await request.body(), request.headers
+    coding, length = headers.get("content-encoding", ""), headers.get(tensors.HEADER_LENGTH)
+    limits = service.settings
+    max_rows = limits.max_samples if chosen.name == "sample" else limits.max_images
+
+    def read() -> Inference:
+        plain = tensors.inflate(data, coding, limits.max_body)
+        return tensors.read(plain, length, chosen.inputs, chosen.outputs, max_rows)
+
+    # Bytes that are numbers already cost nothing to read, unlike text and what is compressed.
+    text = int(length) if length and length.isdecimal() and len(length) < 10 else len(data)
+    return await service.run(text if not coding else SMALL_VALUES + 1, read)
+
+
+async def _write(
+    request: Request, service: Service, chosen: Chosen, asked: Inference, arrays: Arrays
+) -> Response:
+    head: dict[str, Any] = {"model_name": chosen.full_name, "model_version": chosen.version}
+    if asked.id is not None:
+        head["id"] = asked.id
+    coding = tensors.coding(request.headers.get("accept-encoding", ""))
+
+    def write() -> tuple[bytes, dict[str, str]]:
+        body, headers = tensors.write(head, arrays, chosen.outputs, asked.outputs)
+        if coding and len(body) >= tensors.COMPRESS_FROM:
+            body, headers["Content-Encoding"] = tensors.deflate(body, coding), coding
+        return body, headers
+
+    values = sum(arrays[name].size for name in asked.outputs)
+    body, headers = await service.run(values, write)
+    headers |= {"X-Model": chosen.served.manifest.reference, "Vary": "Accept-Encoding"}
+    return Response(body, headers=headers)
+
+
+def _deadline(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds; the protocol has microseconds, and 0 for none."""
+    microseconds = parameters.get("timeout", 0)
+    if type(microseconds) is not int or microseconds < 0:
+        raise InvalidRequest("The parameter `timeout` must be a whole number of microseconds.")
+    return microseconds / 1e6 if microseconds else None
+
+
+# --- what there is ----------------------------------------------------------------------------------------
+
+
+async def live(request: Request) -> Response:
+    """Whether the process is alive."""
+    return _json({"live": True})
+
+
+async def ready(request: Request) -> Response:
+    """Whether there are models: 503 while there are none."""
+    _ = request.app.state.service.models
+    return _json({"live": True, "ready": True})  # the specification's text and its example differ
+
+
+async def server(request: Request) -> Response:
+    """What this server is, and which extensions it has."""
+    return _json({"name": "vaeserve", "version": version("vaeserve"), "extensions": EXTENSIONS})
+
+
+async def models(request: Request) -> Response:
+    """The names of all models, as KServe lists them."""
+    return _json({"models": list(dict.fromkeys(each.full_name for each in _all(_models(request))))})
+
+
+async def model_ready(request: Request) -> Response:
+    """Whether a model is loaded: 404 if not."""
+    chosen = _choose(_models(request), request.path_params)
+    return _json({"name": chosen.full_name, "ready": True})
+
+
+async def metadata(request: Request) -> Response:
+    """Names, types and shapes of a model's tensors; -1 is the number of rows."""
+    chosen = _choose(_models(request), request.path_params)
+
+    def described(specs: Specs) -> list[dict[str, Any]]:
+        return [{"name": s.name, "datatype": s.datatype, "shape": [-1, *s.row]} for s in specs]
+
+    versions = _models(request).versions(chosen.served.manifest.name)
+    return _json(
+        {
+            "name": chosen.full_name,
+            "versions": [str(number) for number in versions],
+            "platform": PLATFORM,
+            "inputs": described(chosen.inputs),
+            "outputs": described(chosen.outputs),
+        }
+    )
+
+
+async def config(request: Request) -> Response:
+    """The same as Triton's configuration of a model, where dimensions leave the rows out."""
+    chosen = _choose(_models(request), request.path_params)
+    versions = _models(request).versions(chosen.served.manifest.name)
+    limits = request.app.state.service.settings
+
+    def described(specs: Specs) -> list[dict[str, Any]]:
+        return [{"name": s.name, "data_type": f"TYPE_{s.datatype}", "dims": s.row} for s in specs]
+
+    return _json(
+        {
+            "name": chosen.full_name,
+            "platform": PLATFORM,
+            "backend": BACKEND,
+            "version_policy": {"specific": {"versions": [int(each) for each in versions]}},
+            "max_batch_size": limits.max_samples if chosen.name == "sample" else limits.max_images,
+            "input": described(chosen.inputs),
+            "output": described(chosen.outputs),
+            "dynamic_batching": {"max_queue_delay_microseconds": 0},  # the batcher never waits for company
+        }
+    )
+
+
+async def statistics(request: Request) -> Response:
+    """What was counted since the start of this process, of one model or of all."""
+    path = request.path_params
+    chosen = [_choose(_models(request), path)] if path else _all(_models(request))
+    return _json({"model_stats": [_statistics(request.app).shown(each) for each in chosen]})
+
+
+async def index(request: Request) -> Response:
+    """All models, those too that were refused. The body may be empty, or {"ready": true}."""
+    data = await request.body()
+    try:
+        asked = orjson.loads(data) if data.strip() else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The request is no JSON ({error}); leave it empty.") from None
+    models = _models(request)
+    listed = [
+        {"name": each.full_name, "version": each.version, "state": "READY", "reason": ""}
+        for each in _all(models)
+    ]
+    if not (isinstance(asked, dict) and asked.get("ready")):
+        listed += [
+            {
+                "name": f"{PurePath(path).parent.name}.{function}",
+                "version": PurePath(path).name,
+                "state": "UNAVAILABLE",
+                "reason": reason,
+            }
+            for path, reason in sorted(models.refused.items())
+            for function in FUNCTIONS
+        ]
+    return _json(listed)
+
+
+class Statistics:
+    """The counts of all models of the protocol, by name and version."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str], Requests] = {}
+        self._pipelines: dict[tuple[str, str], Executions] = {}
+
+    def requests(self, chosen: Chosen) -> Requests:
+        return self._requests.setdefault((chosen.full_name, chosen.version), Requests())
+
+    def pipeline(self, chosen: Chosen) -> Executions:
+        """Of what is no one graph; as in Triton's ensembles, a request is one execution."""
+        return self._pipelines.setdefault((chosen.full_name, chosen.version), Executions())
+
+    def shown(self, chosen: Chosen) -> dict[str, Any]:
+        graph = chosen.function.graph
+        runs = chosen.served.executions[graph] if graph else self.pipeline(chosen)
+        return {
+            "name": chosen.full_name,
+            "version": chosen.version,
+            **self.requests(chosen).shown(),
+            **runs.shown(),
+        }
+
+
+MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+# Not in /openapi.json: the protocol has a specification of its own.
+ROUTES: tuple[tuple[str, str, Callable[[Request], Awaitable[Response]]], ...] = (
+    *(("POST", f"{model}/infer", infer) for model in MODEL),
+    ("GET", "/v2", server),
+    ("GET", "/v2/health/live", live),
+    ("GET", "/v2/health/ready", ready),
+    ("GET", "/v2/models", models),
+    ("GET", "/v2/models/stats", statistics),  # before a model of that name could be meant, which there is not
+    *(("GET", model, metadata) for model in MODEL),
+    *(("GET", f"{model}/ready", model_ready) for model in MODEL),
+    *(("GET", f"{model}/config", config) for model in MODEL),
+    *(("GET", f"{model}/stats", statistics) for model in MODEL),
+    ("POST", "/v2/repository/index", index),
+)
+
+
+def add_routes(app: FastAPI) -> None:
+    """Everything under /v2. As plain routes: nothing in them is for FastAPI to read."""
+    app.state.oip_statistics = Statistics()
+    for method, path, endpoint in ROUTES:
+        app.add_route(path, endpoint, methods=[method], include_in_schema=False)
+
+
+def _models(request: Request) -> ServedModels:
+    service: Service = request.app.state.service
+    return service.models
+
+
+def _statistics(app: FastAPI) -> Statistics:
+    counts: Statistics = app.state.oip_statistics
+    return counts
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
