@@ -14,9 +14,10 @@ from starlette.middleware import Middleware
 
 from service import oip, openapi, problems
 from service.admission import BodyLimit
+from service.direct import Direct
 from service.pages import add_pages
 from service.problems import Problem, ProblemAnswers
-from service.routes import add_routes
+from service.routes import COMPUTING, add_routes
 from service.served import Service
 from service.settings import Settings
 from service.telemetry import RequestTrace
@@ -70,6 +71,7 @@ def create_app(
             Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
             Middleware(ProblemAnswers),
             Middleware(BodyLimit, max_body=settings.max_body),
+            Middleware(Direct, operations=COMPUTING),
         ],
         exception_handlers={
             kind: problems.answer for kind in (Problem, HTTPException, RequestValidationError)
