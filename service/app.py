@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from service import oip, openapi, problems
-from service.admission import BodyLimit
+from service.admission import Door
 from service.direct import Direct
 from service.pages import add_pages
 from service.problems import Problem, ProblemAnswers
@@ -70,7 +70,13 @@ def create_app(
         middleware=[  # from the outside in
             Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
             Middleware(ProblemAnswers),
-            Middleware(BodyLimit, max_body=settings.max_body),
+            Middleware(
+                Door,
+                admission=service.admission,
+                max_body=settings.max_body,
+                read_timeout=settings.read_timeout,
+                timeout=settings.timeout,
+            ),
             Middleware(Direct, operations=COMPUTING),
         ],
         exception_handlers={

@@ -119,6 +119,11 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         "application/x-npz.",
         [],
     ),
+    "slow-request": (
+        "After 65,536 bytes the rest of the body did not come in time; send it faster than 16,384 bytes a "
+        "second, and with the Content-Length that it has.",
+        [],
+    ),
     "wrong-model": ("mnist@9 is not loaded; there is mnist@1. No other version stands in for it.", []),
     "too-large": ("n = 257 is more than the 256 of one request; send several.", []),
     "unsupported-media-type": (

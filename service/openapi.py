@@ -54,7 +54,7 @@ HEADERS = {
 RETRY_AFTER = "seconds after which to try again"
 # What can go wrong where something is computed, and where something is told. Not all of it happens already,
 # but a client had better be ready for all of the problems that this service has a page for.
-COMPUTING = frozenset({401, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504})
+COMPUTING = frozenset({401, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504})
 INFORMING = frozenset({401, 404, 409, 422, 429, 500, 503})
 
 

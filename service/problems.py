@@ -8,6 +8,7 @@ Problem                           raised anywhere, answered as application/probl
 │   └── UnknownModel          404 no model of that name is loaded
 ├── MethodNotAllowed          405 the path has other methods, see Allow
 ├── NotAcceptable             406 none of the media types in Accept can be made
+├── SlowRequest               408 the body does not come in time
 ├── WrongModel                409 the version is not loaded, or two places name different models
 ├── TooLarge                  413 body, pixels or count
 ├── UnsupportedMediaType      415 a body of a type that cannot be read
@@ -119,6 +120,12 @@ class NotAcceptable(Problem):
     """None of the media types in the Accept header can be made here; the detail lists those that can."""
 
     status, slug, title = 406, "not-acceptable", "Not acceptable"
+
+
+class SlowRequest(Problem):
+    """The body did not arrive in time; a connection that is only held open costs others theirs."""
+
+    status, slug, title = 408, "slow-request", "The request came too slowly"
 
 
 class WrongModel(Problem):

@@ -18,6 +18,7 @@ from fastapi.responses import PlainTextResponse, Response
 from numpy.typing import NDArray
 
 from service import negotiation, openapi, problems, schemas
+from service.admission import admit
 from service.codecs import ARRAY_WRITERS, IMAGE_READERS, LATENT_READERS, WRITERS, Answer, Budget, Reader
 from service.forms import read_form
 from service.negotiation import JSON, MULTIPART
@@ -106,6 +107,7 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
         raise problems.TooLarge(
             f"n = {options.n} is more than the {service.settings.max_samples} of one request; send several."
         )
+    admit(options.n)
     seed = _seed(options.seed)
     latents = await service.run(
         options.n * model.manifest.latent.size,

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from service import codecs, telemetry
+from service.admission import Admission, admit
 from service.batcher import Batcher, Run
 from service.codecs import Budget
 from service.metrics import GraphMetrics, Metrics, ModelMetrics
@@ -49,10 +50,12 @@ class ServedModel:
 
     async def encode(self, images: ByteImages) -> Posterior:
         """uint8 [n, h, w, c] → mean and logvar, float32 [n, *latent]."""
+        admit(len(images))
         return Posterior(*await self.encoder(images))
 
     async def decode(self, latents: Floats) -> ByteImages:
         """float32 [n, *latent] → uint8 [n, h, w, c]."""
+        admit(len(latents))
         (images,) = await self.decoder(latents)
         return images
 
@@ -195,6 +198,9 @@ class Service:
         self.settings = settings
         self.failure: str | None = None  # why there will be no models
         self.metrics = Metrics()
+        self.admission = Admission(
+            max_rows=settings.queue_rows, max_bytes=settings.queue_bytes, timeout=settings.timeout
+        )
         self.budget = Budget(settings.max_images, settings.max_pixels, 4 * settings.max_pixels)
         self._models: ServedModels | None = None
         # One thread computes for all models: more would only take the CPU from one another.

@@ -70,6 +70,29 @@ class Settings(BaseSettings):
         le=65536,
         description="rows in one run of the model; more gain little speed and make the next ones wait",
     )
+    queue_rows: int = Field(
+        1024,
+        ge=1,
+        description="images or latents that may be pending in a process; above that, or above what it does "
+        "in half of --timeout at its measured speed, it answers 429 with Retry-After",
+    )
+    queue_bytes: ByteSize = Field(
+        ByteSize(128 * MIB),
+        ge=1024,
+        description="bytes of request bodies that may be pending in a process; above that it answers 429",
+    )
+    timeout: float = Field(
+        30,
+        gt=0,
+        le=86400,
+        description="seconds for the answer to a request that has arrived; then it is cancelled with 504",
+    )
+    read_timeout: float = Field(
+        5,
+        gt=0,
+        le=86400,
+        description="seconds for a client to send its request, and one more for each 16 KiB of it; then 408",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
     access_log: bool = Field(
         True,

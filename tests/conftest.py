@@ -64,9 +64,10 @@ def http(service_url):
 
 
 @contextlib.contextmanager
-def in_a_thread(settings):
-    """The URL of a service with these settings, on uvicorn in a thread of this process."""
-    config = uvicorn.Config(create_app(settings), http=Http, log_config=None, lifespan="on", ws="none")
+def in_a_thread(settings, app=None):
+    """The URL of a service with these settings, on uvicorn in a thread of this process; or of this `app`."""
+    app = app or create_app(settings)
+    config = uvicorn.Config(app, http=Http, log_config=None, lifespan="on", ws="none")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -24,6 +24,7 @@ SLUGS = {
     "unsupported-media-type": 415,
     "not-acceptable": 406,
     "not-found": 404,
+    "slow-request": 408,
     "unknown-model": 404,
     "wrong-model": 409,
     "unauthorized": 401,
