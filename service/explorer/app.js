@@ -1,6 +1,7 @@
 /** The page: which models there are, and the panels for the one that is chosen. */
 
 import { Problem, send, setApiKey, UNAUTHORIZED } from "./api.js";
+import { between } from "./between.js";
 import { describe } from "./describe.js";
 import { find, make, trouble } from "./dom.js";
 import { knobs } from "./knobs.js";
@@ -9,7 +10,7 @@ import { Session } from "./session.js";
 import { wall } from "./wall.js";
 import { wander } from "./wander.js";
 
-const PANELS = { wander, describe, knobs, wall };
+const PANELS = { wander, describe, knobs, wall, between };
 
 const choice = find(document, "#model", HTMLSelectElement);
 const keyForm = find(document, "#key", HTMLFormElement);

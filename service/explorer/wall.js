@@ -6,7 +6,7 @@ import { newestWins } from "./newest.js";
 import { dataUrl, pngBlob } from "./pictures.js";
 import { python, recipe } from "./recipe.js";
 
-const COUNT = 40;
+const COUNT = 48;
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
 export function wall(panel, session) {
