@@ -5,12 +5,13 @@ import { between } from "./between.js";
 import { describe } from "./describe.js";
 import { find, make, trouble } from "./dom.js";
 import { knobs } from "./knobs.js";
+import { map } from "./map.js";
 import * as models from "./model.js";
 import { Session } from "./session.js";
 import { wall } from "./wall.js";
 import { wander } from "./wander.js";
 
-const PANELS = { wander, describe, knobs, wall, between };
+const PANELS = { wander, describe, map, knobs, wall, between };
 
 const choice = find(document, "#model", HTMLSelectElement);
 const keyForm = find(document, "#key", HTMLFormElement);

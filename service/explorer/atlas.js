@@ -1,0 +1,70 @@
+/** The thumbnails of the map on one canvas; grey ones become ink in the colour of their label. */
+
+import { context } from "./pictures.js";
+
+/** The colour of a label, one hue each, for light and for dark ground. @param {number} label @param {number} count @param {boolean} dark */
+export function hue(label, count, dark) {
+  if (label < 0) return dark ? "oklch(80% 0 0)" : "oklch(40% 0 0)";
+  return `oklch(${dark ? "80%" : "52%"} 0.13 ${Math.round((360 * label) / count + 20)})`;
+}
+
+export class Atlas {
+  /**
+   * @param {ImageBitmap} sheet all thumbnails without gaps
+   * @param {import("./plane.js").LatentMap} map
+   * @param {boolean} grey whether the images have one channel
+   */
+  constructor(sheet, map, grey) {
+    const { width, height, columns } = map.thumbnails;
+    Object.assign(this, { width, height, columns });
+    this.width = width;
+    this.height = height;
+    this.columns = columns;
+    this.labels = map.labels ?? new Array(map.points.length).fill(-1);
+    this.count = map.label_names?.length ?? 0;
+    this.grey = grey;
+    this.canvas = document.createElement("canvas");
+    Object.assign(this.canvas, { width: sheet.width, height: sheet.height });
+    const pen = context(this.canvas);
+    pen.drawImage(sheet, 0, 0);
+    if (grey) inkOnly(pen, sheet.width, sheet.height);
+  }
+
+  /** Gives the ink the labels' colours. @param {boolean} dark */
+  tint(dark) {
+    this.dark = dark;
+    if (!this.grey) return;
+    const pen = context(this.canvas);
+    pen.globalCompositeOperation = "source-atop"; // where there is ink already
+    this.labels.forEach((label, index) => {
+      const [x, y] = this.#corner(index);
+      pen.fillStyle = hue(label, this.count, dark);
+      pen.fillRect(x, y, this.width, this.height);
+    });
+    pen.globalCompositeOperation = "source-over";
+  }
+
+  /** @param {CanvasRenderingContext2D} pen @param {number} index @param {number} x centre @param {number} y @param {number} side of the longer one */
+  draw(pen, index, x, y, side) {
+    const scale = side / Math.max(this.width, this.height);
+    const [w, h] = [this.width * scale, this.height * scale];
+    const [left, top] = this.#corner(index);
+    pen.drawImage(this.canvas, left, top, this.width, this.height, x - w / 2, y - h / 2, w, h);
+  }
+
+  /** @param {number} index @returns {[number, number]} */
+  #corner(index) {
+    return [(index % this.columns) * this.width, Math.floor(index / this.columns) * this.height];
+  }
+}
+
+/** Grey levels become opacity: the commoner end of the scale is paper. @param {CanvasRenderingContext2D} pen @param {number} width @param {number} height */
+function inkOnly(pen, width, height) {
+  const image = pen.getImageData(0, 0, width, height);
+  const { data } = image;
+  let sum = 0;
+  for (let at = 0; at < data.length; at += 4) sum += data[at];
+  const lightPaper = sum / (data.length / 4) > 127;
+  for (let at = 0; at < data.length; at += 4) data[at + 3] = lightPaper ? 255 - data[at] : data[at];
+  pen.putImageData(image, 0, 0);
+}
