@@ -242,6 +242,27 @@ def export(
 
 
 @app.command()
+def complete(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
+    data: Annotated[str, typer.Option(help="The data that it was trained on.")],
+    models: Models = Path("models"),
+    memory_limit: Annotated[
+        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
+    ] = DEFAULTS.memory_limit,
+) -> None:
+    """Publish a bundle's next version, the same model with what newer services can use: the calibration of
+    its scores and the map of its latent space, from the validation images. Nothing is trained."""
+    with _sentences():
+        from service.runtime.bundle import read_bundle
+        from training.data import Wanted, load
+        from training.release import complete as publish_complete
+
+        image = read_bundle(bundle).manifest.image
+        wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
+        _say(f"published {publish_complete(bundle, load(data, wanted, _say), models, _say)}")
+
+
+@app.command()
 def report(
     run: Annotated[
         Path, typer.Argument(help="A folder runs/<run>, of a run that is over or still going on.")

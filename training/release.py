@@ -1,16 +1,17 @@
 """From a checkpoint to a published bundle: export a draft, evaluate that draft, draw its card, publish."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.runtime.bundle import Draft, publish
+from service.runtime.bundle import Draft, publish, read_bundle
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
-from training import pictures, report
+from training import calibration, mapping, pictures, report
 from training.card import card
-from training.data import Images, Say
+from training.data import DataError, Images, Part, Say
 from training.evaluate import Evaluation, evaluate
 from training.export import export
 
@@ -26,7 +27,7 @@ def release(
     """
     with tempfile.TemporaryDirectory() as work:
         say("exporting to ONNX and comparing with torch …")
-        draft = export(checkpoint, data, Path(work))
+        draft = with_held_out(export(checkpoint, data, Path(work)), data, say)
         engine = Engine(draft.bundle(), threads=usable_cpus())
         evaluation = evaluate(engine, data, seed=_seed(draft), say=say)
         say("drawing the pictures …")
@@ -36,6 +37,44 @@ def release(
     step = draft.manifest.training.config["step"] if draft.manifest.training else 0
     report.keep(checkpoint.parents[1], bundle, step, data, evaluation)
     return bundle
+
+
+def complete(path: Path, data: Images, models: Path, say: Say = print) -> Path:
+    """Publish the bundle in folder `path` again, as the next version of its name in the repository `models`,
+    with calibration and map made anew; `data` are those that it was trained on. Returns the new folder.
+    """
+    bundle = read_bundle(path)
+    manifest = bundle.manifest
+    trained_on = manifest.training.data.digest if manifest.training else data.digest
+    if trained_on != data.digest:
+        raise DataError(
+            f"{manifest.reference} was trained on other images than these, so none of these are known to be "
+            "held out; give the data that it was trained on"
+        )
+    with tempfile.TemporaryDirectory() as work:
+        for name in manifest.files:
+            shutil.copyfile(path / name, Path(work) / name)
+        draft = Draft(Path(work), manifest.model_copy(update={"labels": manifest.labels or data.label_names}))
+        return publish(models, manifest.name, with_held_out(draft, data, say))
+
+
+def with_held_out(draft: Draft, data: Images, say: Say) -> Draft:
+    """The draft with what the validation images are needed for when it is served: calibration and map."""
+    engine = Engine(_without_held_out(draft).bundle(), threads=usable_cpus())
+    say("scoring and mapping the validation images …")
+    seed = _seed(draft)
+    files: dict[str, str] = {"map": mapping.FILE}
+    mapping.write_map(engine, data, seed, draft.folder)
+    if draft.manifest.likelihood is not None:
+        files["calibration"] = calibration.FILE
+        held_out = Part(data.pixels, data.split.validation)
+        calibration.write_calibration(engine, held_out, seed, draft.folder)
+    return Draft(draft.folder, draft.manifest.model_copy(update=files))
+
+
+def _without_held_out(draft: Draft) -> Draft:
+    """What was there of an earlier version could be of another format; it is written anew anyway."""
+    return Draft(draft.folder, draft.manifest.model_copy(update={"map": None, "calibration": None}))
 
 
 def _write_card(

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.runtime.bundle import Bundle, BundleError, Manifest
+from service.runtime.calibration import read_calibration
+from service.runtime.latent_map import read_map
 from service.runtime.ort import ort
 from service.runtime.prior import read_prior
 
@@ -41,6 +43,8 @@ class Engine:
         vectors must hold without graph optimisation as well."""
         self.bundle = bundle
         self.prior = read_prior(bundle)
+        self.calibration = read_calibration(bundle)
+        self.map = read_map(bundle)
         options = _options(threads, optimise)
         self._encoder = _session(bundle, "encoder.onnx", options, provider)
         self._decoder = _session(bundle, "decoder.onnx", options, provider)

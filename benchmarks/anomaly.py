@@ -1,0 +1,145 @@
+"""Whether /score tells the unusual from the usual: are its p-values calibrated, and what does it find?
+
+    python -m benchmarks.anomaly models/mnist/3 --data mnist -o benchmarks/anomaly.json
+
+On the test images P(p ≤ t) should be t. For a fixed list of unusual images made from them, the AUROC is the
+probability that one of them scores as more unusual than a test image: by the ELBO, and by each of its terms.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from service.runtime.calibration import Scores
+from service.runtime.cpus import usable_cpus
+from service.runtime.repository import open_engine
+from training.calibration import scores
+from training.data import Part, Wanted, load
+
+Images = NDArray[np.uint8]  # [n, h, w, c]
+
+UNUSUAL = 2000  # images of each kind
+SEED = 0
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10")
+
+
+def noisy(images: Images) -> Images:
+    """Gaussian noise, σ = 0.2 of the range."""
+    noise = np.random.default_rng(SEED).normal(0, 0.2 * 255, images.shape)
+    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+
+
+def inverted(images: Images) -> Images:
+    return 255 - images
+
+
+def rotated(images: Images) -> Images:
+    """By 90°; some digits are then digits still."""
+    return np.rot90(images, axes=(1, 2)).copy()
+
+
+def occluded(images: Images) -> Images:
+    """A grey square of 8×8 at a random place inside."""
+    rng = np.random.default_rng(SEED)
+    covered = images.copy()
+    for image in covered:
+        top, left = (int(rng.integers(0, side - 7)) for side in image.shape[:2])
+        image[top : top + 8, left : left + 8] = 128
+    return covered
+
+
+def letters(images: Images) -> Images:
+    """Letters of six fonts, as tall as the digits of MNIST are and centred as those are; O, l and I too."""
+    from matplotlib import get_data_path
+
+    _, height, width, channels = images.shape
+    rng = np.random.default_rng(SEED)
+    drawn = np.empty_like(images)
+    for row in range(len(images)):
+        letter, font = rng.choice(list(LETTERS)), rng.choice(FONTS)
+        size = int(rng.integers(height * 6 // 10, height * 9 // 10))
+        face = ImageFont.truetype(str(Path(get_data_path()) / f"fonts/ttf/{font}.ttf"), size)
+        picture = Image.new("L", (width, height))
+        ImageDraw.Draw(picture).text((width / 2, height / 2), letter, 255, font=face, anchor="mm")
+        drawn[row] = np.asarray(picture)[..., np.newaxis]
+    return drawn
+
+
+def nearly_blank(images: Images) -> Images:
+    """Black, with noise of one grey level in a hundred: simpler than any digit."""
+    noise = np.random.default_rng(SEED).normal(0, 0.01 * 255, images.shape)
+    return np.clip(np.rint(np.abs(noise)), 0, 255).astype(np.uint8)
+
+
+KINDS: dict[str, Callable[[Images], Images]] = {
+    "noise": noisy,
+    "inversion": inverted,
+    "letters": letters,
+    "rotation": rotated,
+    "occlusion": occluded,
+    "near-blank": nearly_blank,
+}
+
+
+def unusualness(found: Scores) -> dict[str, NDArray[np.float64]]:
+    return {"elbo": -found.elbo, "distortion": found.distortion, "rate": found.rate, "error": found.error}
+
+
+def auroc(usual: NDArray[np.float64], unusual: NDArray[np.float64]) -> float:
+    """P(unusual > usual) + P(equal) / 2, by ranks."""
+    ordered = np.sort(usual)
+    below = np.searchsorted(ordered, unusual, "left") + np.searchsorted(ordered, unusual, "right")
+    return float(below.mean() / 2 / len(usual))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    engine = open_engine(options.bundle, threads=usable_cpus())
+    calibration = engine.calibration
+    if calibration is None:
+        raise SystemExit(f"{engine.manifest.reference} has no calibration; `vae-train complete` adds it")
+    image = engine.manifest.image
+    data = load(options.data, Wanted((image.height, image.width), image.channels, image.fit))
+    test = Part(data.pixels, data.split.test)
+    usual = scores(engine, test, SEED)
+    p_values = calibration.p_values(usual)
+    record: dict[str, Any] = {
+        "model": engine.manifest.reference,
+        "n": len(test),
+        "calibrated_on": len(calibration.elbo),
+        "share_below": {
+            name: {f"{t:g}": round(float((p <= t).mean()), 4) for t in (0.01, 0.05, 0.1, 0.5)}
+            for name, p in p_values.items()
+        },
+        "auroc": {},
+        "found_at_0.05": {},
+    }
+    few = test[:UNUSUAL]
+    for name, make in KINDS.items():
+        found = scores(engine, make(few), SEED)
+        of_test, of_kind = unusualness(usual), unusualness(found)
+        record["auroc"][name] = {key: round(auroc(of_test[key], of_kind[key]), 4) for key in of_test}
+        record["found_at_0.05"][name] = {
+            key: round(float((p <= 0.05).mean()), 4) for key, p in calibration.p_values(found).items()
+        }
+        assert math.isfinite(found.elbo.sum())
+    text = json.dumps(record, indent=2)
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
