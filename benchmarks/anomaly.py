@@ -57,19 +57,27 @@ def occluded(images: Images) -> Images:
 
 
 def letters(images: Images) -> Images:
-    """Letters of six fonts, as tall as the digits of MNIST are and centred as those are; O, l and I too."""
+    """Letters of six fonts, made as MNIST's digits were: the longer side 20 pixels, the centre of mass in the
+    middle. O, l, I and other letters that are digits as well are among them."""
     from matplotlib import get_data_path
 
-    _, height, width, channels = images.shape
+    _, height, width, _ = images.shape
     rng = np.random.default_rng(SEED)
-    drawn = np.empty_like(images)
+    drawn = np.zeros_like(images)
     for row in range(len(images)):
         letter, font = rng.choice(list(LETTERS)), rng.choice(FONTS)
-        size = int(rng.integers(height * 6 // 10, height * 9 // 10))
-        face = ImageFont.truetype(str(Path(get_data_path()) / f"fonts/ttf/{font}.ttf"), size)
-        picture = Image.new("L", (width, height))
-        ImageDraw.Draw(picture).text((width / 2, height / 2), letter, 255, font=face, anchor="mm")
-        drawn[row] = np.asarray(picture)[..., np.newaxis]
+        face = ImageFont.truetype(str(Path(get_data_path()) / f"fonts/ttf/{font}.ttf"), 96)
+        large = Image.new("L", (192, 192))
+        ImageDraw.Draw(large).text((96, 96), letter, 255, font=face, anchor="mm")
+        large = large.crop(large.getbbox())
+        scale = 20 / 28 * min(height, width) / max(large.size)
+        size = (max(1, round(large.width * scale)), max(1, round(large.height * scale)))
+        small = np.asarray(large.resize(size, Image.Resampling.LANCZOS))
+        mass = small / small.sum()
+        top = round(height / 2 - float((mass.sum(axis=1) * (np.arange(len(small)) + 0.5)).sum()))
+        left = round(width / 2 - float((mass.sum(axis=0) * (np.arange(small.shape[1]) + 0.5)).sum()))
+        top, left = (max(0, min(at, room)) for at, room in ((top, height - size[1]), (left, width - size[0])))
+        drawn[row, top : top + size[1], left : left + size[0]] = small[..., np.newaxis]
     return drawn
 
 
@@ -101,7 +109,9 @@ def auroc(usual: NDArray[np.float64], unusual: NDArray[np.float64]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", default="mnist")
     parser.add_argument("-o", "--output", type=Path)

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.runtime.bundle import LikelihoodSpec, Metric
+from service.runtime.calibration import kl
 from service.runtime.engine import Engine
 from service.runtime.likelihood import log_prob
 from service.runtime.prior import noise
 from training import priors
 from training.data import ByteImages, Images, Part, Say, Slices
-from training.export import CHUNK, draw, encode, kl
+from training.export import CHUNK, draw, encode
 from training.metrics import active_units, log_normal, mean_of, psnr, ssim
 from training.representation import beside_others
 

@@ -33,6 +33,7 @@ from service.runtime.bundle import (
     Tolerance,
     Training,
 )
+from service.runtime.calibration import kl
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
 from service.runtime.prior import noise
@@ -178,12 +179,6 @@ def encode(engine: Engine, images: Slices) -> tuple[NDArray[np.float32], NDArray
     """The posterior of any number of images, in chunks: mean and logvar, float32 [n, *latent]."""
     parts = [engine.encode(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
     return np.concatenate([part.mean for part in parts]), np.concatenate([part.logvar for part in parts])
-
-
-def kl(mean: NDArray[np.float32], logvar: NDArray[np.float32]) -> NDArray[np.float64]:
-    """KL(q(z|x) ‖ N(0, I)) in nats, float64 [n, *latent]."""
-    mean64, logvar64 = mean.astype(np.float64), logvar.astype(np.float64)
-    return 0.5 * (np.square(mean64) + np.exp(logvar64) - 1 - logvar64)
 
 
 def draw(

@@ -27,8 +27,9 @@ def latent_map(engine: Engine, data: Images, seed: int) -> LatentMap:
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:POINTS]
     rows, latents = held_out[chosen], mean[chosen].astype(np.float16)
     flat = latents.reshape(len(latents), -1).astype(np.float64)
-    labelled = data.labels is not None and engine.manifest.labels == data.label_names is not None
-    labels = data.labels[rows] if labelled else np.full(len(rows), NO_LABEL)
+    labels = np.full(len(rows), NO_LABEL)
+    if data.labels is not None and engine.manifest.labels == data.label_names is not None:
+        labels = data.labels[rows]
     return LatentMap(
         mean=centre.astype(np.float32),
         components=components.astype(np.float32),

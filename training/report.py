@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.runtime.bundle import Metric
+from service.runtime.calibration import kl
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
 from training import checkpoint as checkpoints
@@ -25,7 +26,7 @@ from training.config import ConfigError, TrainConfig
 from training.data import DataError, Images, Part, Say, Wanted, load
 from training.download import DownloadError
 from training.evaluate import Evaluation
-from training.export import encode, export, kl
+from training.export import encode, export
 
 HEADS = {"kl": "What each dimension says", "neighbours": "Nearest training images"}
 KEPT, RECORD, PAGE = "report", "evaluation.json", "report.html"

@@ -18,12 +18,12 @@ Doubles = NDArray[np.float64]
 
 
 class Scores(NamedTuple):
-    """Of each image, float64 [n]: -log p(x|z) and KL(q(z|x) ‖ N(0, I)) in nats, and the mean squared error of
-    its reconstruction on [0, 1]."""
+    """Of each image: -log p(x|z) and KL(q(z|x) ‖ N(0, I)) in nats, float64 [n], and the mean squared error of
+    its reconstruction on [0, 1], float32 [n]."""
 
     distortion: Doubles
     rate: Doubles
-    error: Doubles
+    error: Floats
 
     @property
     def elbo(self) -> Doubles:
@@ -37,12 +37,12 @@ def kl(mean: Floats, logvar: Floats) -> Doubles:
     return 0.5 * (np.square(mean64) + np.exp(logvar64) - 1 - logvar64)
 
 
-def squared_error(images: ByteImages, others: ByteImages) -> Doubles:
+def squared_error(images: ByteImages, others: ByteImages) -> Floats:
     """Mean squared error on [0, 1] of each pair of uint8 [h, w, c]; row by row: no large float array."""
     errors = [
         np.square(a.astype(np.float32) - b).mean() / 255**2 for a, b in zip(images, others, strict=True)
     ]
-    return np.array(errors, np.float64)
+    return np.array(errors, np.float32)
 
 
 def score(
@@ -110,7 +110,8 @@ def read_calibration(bundle: Bundle) -> Calibration | None:
         if (
             m == 0
             or array is None
-            or (array.dtype, array.shape) != (np.float32, (m,))
+            or array.dtype != np.float32
+            or array.shape != (m,)
             or not np.isfinite(array).all()
             or (np.diff(array) < 0).any()
         ):
@@ -121,7 +122,7 @@ def read_calibration(bundle: Bundle) -> Calibration | None:
     return Calibration(**{key: arrays[key] for key in Calibration._fields})
 
 
-def _share_above(ascending: Floats, values: Doubles) -> Doubles:
+def _share_above(ascending: Floats, values: NDArray[np.floating]) -> Doubles:
     """(1 + #{s ≥ v}) / (1 + m), compared in the precision that is stored."""
     below = np.searchsorted(ascending, values.astype(np.float32), side="left")
-    return (1.0 + len(ascending) - below) / (1.0 + len(ascending))
+    return (len(ascending) + 1 - below).astype(np.float64) / (len(ascending) + 1)

@@ -18,9 +18,12 @@ LARGEST = 4096  # points, and the side of a thumbnail: more is no map
 
 
 class LatentMap(NamedTuple):
-    """The plane (mean [d], components [2, d], orthonormal; d the flattened latent; variance [2], the share along
-    each) and n images on it: points [n, 2], labels int16 [n], latents [n, *latent] (the posterior means), and
-    thumbnails uint8 [n, h, w, c]. Floats are float32."""
+    """A plane and n images on it; floats are float32, d is the flattened latent's size.
+
+    The plane: mean [d], components [2, d], orthonormal, and variance [2], the share along each. The images:
+    points [n, 2], labels int16 [n], latents [n, *latent] (the posterior means), thumbnails uint8
+    [n, h, w, c].
+    """
 
     mean: Floats
     components: Floats

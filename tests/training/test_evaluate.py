@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from scipy import stats
 
 from service.runtime.bundle import Draft, Golden, ImageSpec, LatentSpec, LikelihoodSpec, Manifest
+from service.runtime.calibration import kl
 from service.runtime.engine import Engine
 from service.runtime.prior import noise
 from tests.bundles import _graph, make_draft
@@ -20,7 +21,7 @@ from training import evaluate as module
 from training.config import TrainConfig
 from training.data import from_arrays
 from training.evaluate import evaluate
-from training.export import encode, export, kl
+from training.export import encode, export
 
 FEW = {"iwae_k": 3, "iwae_n": 20}
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.runtime.calibration import kl
 from service.runtime.engine import Engine
 from training import pictures, report
 from training.config import ConfigError
-from training.export import encode, kl
+from training.export import encode
 from training.release import release
 
 

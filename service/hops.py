@@ -1,0 +1,90 @@
+"""The hops that all computing endpoints share: the model that is meant, rows in, an answer out.
+
+The routes call these one after the other; what is special about a route stands in the route.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+
+from service import negotiation, schemas
+from service.codecs import WRITERS, Answer, Budget, Reader
+from service.forms import read_form
+from service.negotiation import JSON, MULTIPART
+from service.runtime.engine import Posterior
+from service.runtime.prior import noise
+from service.schemas import Options, merge, parse
+from service.served import ServedModel, ServedModels, Service
+from service.telemetry import timed
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def wanted(request: Request, writers: Iterable[str]) -> str:
+    """The media type of the answer: asked first, so that nothing is computed for nobody."""
+    return negotiation.negotiate(request.headers.get("accept"), writers)
+
+
+def chosen(models: ServedModels, request: Request, options: Options | None = None) -> ServedModel:
+    """The model that the path, the query or the body names."""
+    path = request.path_params
+    reference = "@".join(path[key] for key in ("name", "version") if key in path)
+    return models.choose(reference, options.model if options else None)
+
+
+async def read(
+    request: Request, query: O, kind: type[O], field: str, readers: Mapping[str, Reader]
+) -> tuple[ServedModel, O, NDArray[Any]]:
+    """The model that is meant, the options, and rows for the model; `field` has the data of a JSON body."""
+    service = service_of(request)
+    header = request.headers.get("content-type")
+    media_type = negotiation.content_type(header, readers)
+    models = service.models  # without any, nothing is read
+    data = await request.body()
+
+    def rows(budget: Budget) -> tuple[ServedModel, O, NDArray[Any]]:
+        source: Any = data
+        options = query
+        if media_type == JSON:
+            body = parse(kind, data)
+            options, source = merge(query, body), getattr(body, field)
+        elif media_type == MULTIPART:
+            form = read_form(data, header or "", max_files=budget.images)
+            options, source = merge(query, schemas.parse_form(type(query), form.fields)), form.files
+        model = chosen(models, request, options)
+        return model, options, readers[media_type](source, model.manifest, budget)
+
+    with timed("read"):
+        return await service.read(len(data) if media_type in (JSON, MULTIPART) else 0, rows)
+
+
+async def write(request: Request, media_type: str, answer: Answer) -> Response:
+    with timed("write"):
+        body = await service_of(request).run(answer.values, lambda: WRITERS[media_type](answer))
+    headers = {"X-Model": answer.model, "Vary": "Accept"}
+    if answer.seed is not None:
+        headers["X-Seed"] = str(answer.seed)
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def seed_of(given: int | None) -> int:
+    """The seed of the request, or a new one that is short enough to be typed again."""
+    return secrets.randbits(32) if given is None else given
+
+
+def draw(posterior: Posterior, seed: int) -> NDArray[np.float32]:
+    """One sample of each row's posterior, float32 [n, *latent]."""
+    mean, logvar = posterior
+    epsilon = noise(seed, range(len(mean)), mean.shape[1:])
+    sample: NDArray[np.float32] = mean + np.exp(logvar * np.float32(0.5)) * epsilon
+    return sample
