@@ -38,12 +38,15 @@ def _log_failure(service: Service) -> None:
 
 
 def create_app(
-    settings: Settings | None = None, *, on_loaded: Callable[[Service], None] = _log_failure
+    settings: Settings | None = None,
+    *,
+    on_loaded: Callable[[Service], None] = _log_failure,
+    load_first: bool = False,
 ) -> FastAPI:
-    """The ASGI application. Without settings it reads the environment, as worker processes do.
+    """The ASGI application. Without settings it reads the environment.
 
     It answers at once, and computes once its models are loaded; `on_loaded` is called then, or when
-    loading failed.
+    loading failed. With `load_first` its start takes until then.
     """
     settings = settings or Settings()
     service = Service(settings)
@@ -54,10 +57,13 @@ def create_app(
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
+        tasks = [asyncio.create_task(load()), asyncio.create_task(service.keep_measuring())]
+        if load_first:
+            await asyncio.wait(tasks[:1])
         yield
-        loading.cancel()
-        await asyncio.wait([loading])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         service.close()
 
     app = FastAPIOffline(

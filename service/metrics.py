@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -37,13 +37,9 @@ GRAPH = (*MODEL, "graph")
 Run = Callable[..., tuple[NDArray[Any], ...]]
 
 
-def share(folder: Path, member: str) -> None:
-    """Keep this process's values in `folder`, as the part of `member`; before there are any.
-
-    A worker that takes the place of a dead one goes on with its counters: none falls, no file is left over.
-    """
-    os.environ[FOLDER] = str(folder)
-    values.ValueClass = values.MultiProcessValue(lambda: member)  # type: ignore[no-untyped-call]
+def shared() -> bool:
+    """Whether this process is one of several whose values are added up."""
+    return FOLDER in os.environ
 
 
 class _Rows(Histogram):

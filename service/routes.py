@@ -149,8 +149,11 @@ async def healthz() -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether it can serve: 503 with the reason while models are being loaded, or when there are none."""
-    models = service_of(request).models
+    """Whether it can serve: 503 with the reason while it is starting or stopping, or has no models."""
+    service = service_of(request)
+    if service.draining:
+        raise problems.Draining("The service is stopping; send requests to another replica.")
+    models = service.models
     return _json({"status": "ready", "models": [model.manifest.reference for model in models.newest()]})
 
 

@@ -13,7 +13,7 @@ from service import codecs, telemetry
 from service.admission import Admission, admit
 from service.batcher import Batcher, Run
 from service.codecs import Budget
-from service.metrics import GraphMetrics, Metrics, ModelMetrics
+from service.metrics import GraphMetrics, Metrics, ModelMetrics, shared
 from service.problems import NotReady, TooLarge, UnknownModel, WrongModel
 from service.runtime.bundle import BundleError, Manifest
 from service.runtime.cpus import usable_cpus
@@ -197,6 +197,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failure: str | None = None  # why there will be no models
+        self.draining = False  # serving, and soon no more
         self.metrics = Metrics()
         self.admission = Admission(
             max_rows=settings.queue_rows, max_bytes=settings.queue_bytes, timeout=settings.timeout
@@ -226,6 +227,16 @@ class Service:
         except Exception as error:
             self.failure = f"the models could not be loaded: {error}"
             log.exception("the models could not be loaded")
+
+    def drain(self) -> None:
+        """Deny readiness from now on, so that balancers look for another replica."""
+        self.draining = True
+
+    async def keep_measuring(self) -> None:
+        """Where another worker may be asked for the metrics of this one, the gauges have to be up to date."""
+        while shared():
+            self.measure()
+            await asyncio.sleep(1)
 
     def measure(self) -> None:
         """Put into the metrics what is no event: memory, and who waits for the models."""

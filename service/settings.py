@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.runtime.cpus import usable_cpus
 
 MIB = 1 << 20
+# What is in flight when the service is stopped takes milliseconds; this is for the slowest uploads.
+GRACE = 30
 
 
 class Settings(BaseSettings):
@@ -93,6 +95,13 @@ class Settings(BaseSettings):
         le=86400,
         description="seconds for a client to send its request, and one more for each 16 KiB of it; then 408",
     )
+    drain_seconds: float = Field(
+        2.0,
+        ge=0,
+        le=600,
+        description="after SIGTERM, how long requests are still accepted while /readyz says 503: longer than "
+        "the load balancer takes to notice. Ctrl-C does not wait",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
     access_log: bool = Field(
         True,
@@ -102,8 +111,3 @@ class Settings(BaseSettings):
     def model_threads(self) -> int:
         """Intra-op threads of each process, with one CPU left for the event loop and the codecs."""
         return self.threads or max(1, usable_cpus() // self.workers - 1)
-
-    def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for worker processes."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {f"VAESERVE_{name.upper()}": str(value) for name, value in values.items() if value is not None}

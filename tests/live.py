@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 VAE_SERVE = Path(sys.executable).with_name("vae-serve")
@@ -21,18 +21,34 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(models: Path, *flags: str) -> Iterator[str]:
-    """The URL of a service on `models` that is ready; stopped with SIGTERM, and it must end well."""
+def running(
+    models: Path, *flags: str, log: Path | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A service on `models` that is ready, and its URL. Killed at the end, should it still run then."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [VAE_SERVE, "--models", models, "--port", str(port), *flags]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("VAESERVE_")}
-    with subprocess.Popen(command, env=environment) as process:
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("VAESERVE_")}
+    # There is no balancer that would have to notice.
+    ours |= {"VAESERVE_DRAIN_SECONDS": "0"} | environment
+    output = log.open("wb") if log else None
+    with (
+        output or nullcontext(),
+        subprocess.Popen(command, env=ours, stdout=output, stderr=output) as process,
+    ):
         try:
             until_ready(f"{url}/readyz", process)
-            yield url
+            yield process, url
         finally:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(30)
+            process.kill()
+
+
+@contextmanager
+def serving(models: Path, *flags: str) -> Iterator[str]:
+    """The URL of a service on `models` that is ready; stopped with SIGTERM, and it must end well."""
+    with running(models, *flags) as (process, url):
+        yield url
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(30)
     assert status == 0, f"vae-serve ended with {status} after SIGTERM"
 
 

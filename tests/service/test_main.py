@@ -32,7 +32,7 @@ def started(folder, *arguments, **environment):
         subprocess.Popen(
             [VAE_SERVE, *map(str, arguments)],
             cwd=folder,
-            env=ENVIRONMENT | environment,
+            env=ENVIRONMENT | {"VAESERVE_DRAIN_SECONDS": "0"} | environment,
             stdout=file,
             stderr=file,
         ) as process,

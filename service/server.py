@@ -1,0 +1,123 @@
+"""uvicorn as this service wants it, and stopped so that no request gets lost."""
+
+import logging.config
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from time import monotonic
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+
+from service.app import create_app
+from service.banner import banner
+from service.protocol import Http
+from service.served import Service
+from service.settings import GRACE, Settings
+from service.telemetry import log_config
+
+# Load balancers keep idle connections for 60 s; who closes first must be them, or a request gets lost.
+KEEP_ALIVE = 75
+
+
+class Server(uvicorn.Server):
+    """Serves `app` until a signal.
+
+    SIGTERM drains: readiness is denied, so that balancers send no more; for `drain_seconds` all that still
+    comes is answered, with `Connection: close`; then nothing more is accepted, and what is in flight is
+    finished. SIGINT, or a second SIGTERM, leaves out the waiting; a second SIGINT the finishing.
+    """
+
+    def __init__(self, settings: Settings, app: FastAPI) -> None:
+        super().__init__(_config(settings, app))
+        self.service: Service = app.state.service
+        self._drain_seconds = settings.drain_seconds
+        self._drained: float | None = None  # when the waiting is over
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's handler of SIGTERM and SIGINT."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        elif sig == signal.SIGTERM and self._drained is None:
+            self.drain()
+        else:
+            self.stop()
+
+    def drain(self) -> None:
+        self.service.drain()
+        # What uvicorn adds to every answer, made from the first list once a second.
+        for headers in (self.config.encoded_headers, self.server_state.default_headers):
+            headers.append((b"connection", b"close"))
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle and not cycle.response_complete:
+                connection.shutdown()  # after this answer
+        self._drained = monotonic() + self._drain_seconds
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if self._drained is not None and monotonic() >= self._drained:
+            self.stop()
+        return await super().on_tick(counter)
+
+
+def serve_alone(settings: Settings, listener: socket.socket, url: str) -> None:
+    """Serve in this process until told to stop; SystemExit when there is nothing to serve."""
+
+    def on_loaded(service: Service) -> None:
+        if service.failure:
+            server.should_exit = True
+        else:
+            print(banner(settings, service.models, url), flush=True)
+
+    server = Server(settings, create_app(settings, on_loaded=on_loaded))
+    server.run(sockets=[listener])
+    if server.service.failure:
+        sys.exit(f"vae-serve: {server.service.failure}")
+
+
+def serve_as_worker(
+    settings: Settings,
+    listener: socket.socket,
+    url: str,
+    started: Callable[[Callable[[], None]], None],
+    tell: Callable[[bool, str], None],
+) -> None:
+    """Serve beside others until told to stop: by a signal, or by calling what `started` is given.
+
+    `tell` is told once whether this worker can serve, with the banner or the reason.
+    """
+    logging.config.dictConfig(log_config(settings.log_level))
+
+    def on_loaded(service: Service) -> None:
+        if service.failure:
+            tell(False, service.failure)
+            os._exit(STARTUP_FAILURE)  # an orderly end would begin with accepting requests
+        else:
+            tell(True, banner(settings, service.models, url))
+
+    server = Server(settings, create_app(settings, on_loaded=on_loaded, load_first=True))
+    started(server.stop)
+    server.run(sockets=[listener])
+
+
+def _config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="auto",  # uvloop, where it is installed
+        http=Http,
+        ws="none",
+        lifespan="on",
+        log_config=log_config(settings.log_level),
+        access_log=False,  # ours has the request id and the time
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+    )
