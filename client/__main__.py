@@ -128,6 +128,8 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="Scales the prior's deviation.")] = 1.0,
+    prior: Annotated[str | None, typer.Option(help="normal or mixture. [default: the model's]")] = None,
+    label: Annotated[str | None, typer.Option(help="Only of this label: its name or number.")] = None,
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Model = None,
@@ -136,7 +138,8 @@ def sample(
     """Draw images from the model's prior."""
     suffix = _check_suffix(output, ".png", ".npy")
     with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        (samples,) = _progress([lambda: client.sample(n, seed=seed, temperature=temperature)], concurrency)
+        draw = partial(client.sample, n, seed=seed, temperature=temperature, prior=prior, label=label)
+        (samples,) = _progress([draw], concurrency)
         _save(output, png(samples.images) if suffix == ".png" else _npy(samples.images))
         print(f"{output}: {n} images, seed {samples.seed}, {samples.model}")
 

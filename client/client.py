@@ -104,9 +104,22 @@ class Client:
             _same_model(parts),
         )
 
-    def sample(self, n: int = 1, *, seed: int | None = None, temperature: float = 1.0) -> Samples:
-        """`n` images from the prior. Without a seed the service makes one up and says which."""
-        query = {"n": n, "temperature": temperature} | ({} if seed is None else {"seed": seed})
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        prior: str | None = None,
+        label: str | int | None = None,
+    ) -> Samples:
+        """`n` images from the prior. Without a seed the service makes one up and says which.
+
+        `prior`: "normal" or "mixture", None the one that the model prefers; `label`, a name or its place
+        among the model's labels, draws images of that label.
+        """
+        asked = {"n": n, "temperature": temperature, "seed": seed, "prior": prior, "label": label}
+        query = {name: value for name, value in asked.items() if value is not None}
         response = self._request("/sample", None, query, NPZ)
         arrays = _arrays(response)
         return Samples(arrays["images"], int(response.headers["X-Seed"]), response.headers["X-Model"])

@@ -20,6 +20,7 @@ from service.codecs import ARRAY_WRITERS, IMAGE_READERS, LATENT_READERS, WRITERS
 from service.hops import chosen, draw, read, seed_of, service_of, wanted, write
 from service.negotiation import JSON
 from service.openapi import Operation
+from service.problems import Pointer
 from service.runtime.calibration import squared_error
 from service.schemas import (
     DecodeBody,
@@ -42,6 +43,7 @@ from service.schemas import (
     merge,
     parse,
 )
+from service.served import ServedModel
 
 
 async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> Response:
@@ -100,10 +102,16 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
             f"n = {options.n} is more than the {service.settings.max_samples} of one request; send several."
         )
     admit(options.n)
-    seed = seed_of(options.seed)
+    seed, label = seed_of(options.seed), _label(request, model, options)
     latents = await service.run(
         options.n * model.manifest.latent.size,
-        lambda: model.prior.sample(seed=seed, rows=range(options.n), temperature=options.temperature),
+        lambda: model.prior.sample(
+            seed=seed,
+            rows=range(options.n),
+            temperature=options.temperature,
+            kind=options.prior,
+            label=label,
+        ),
     )
     arrays: dict[str, NDArray[Any]] = {"images": await model.decode(latents)}
     if "latents" in options.return_:
@@ -223,6 +231,35 @@ def add_routes(app: FastAPI) -> None:
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/metrics", show_metrics, include_in_schema=False)
     app.add_api_route("/problems/{slug}", show_problem, include_in_schema=False)
+
+
+def _label(request: Request, model: ServedModel, options: SampleOptions) -> int | None:
+    """The number of the label to sample, given by name or by number; a problem if the model cannot."""
+
+    def refused(name: str, detail: str) -> problems.InvalidRequest:
+        location = "query" if name in request.query_params else "body"
+        pointer = Pointer(pointer=f"/{name}", location=location, detail=detail)
+        return problems.InvalidRequest(f"{detail}.", errors=[pointer])
+
+    wanted, prior = options.label, model.prior
+    reference, names = model.manifest.reference, model.manifest.labels or ()
+    if options.prior and options.prior not in prior.kinds:
+        kinds = ", ".join(prior.kinds)
+        raise refused("prior", f"{reference} has no prior {options.prior!r}; it has {kinds}")
+    if wanted is None:
+        return None
+    if options.prior not in (None, "mixture"):
+        raise refused("label", f"{options.prior!r} knows no labels; leave out `prior`")
+    if not prior.by_label:
+        raise refused("label", f"{reference} cannot sample by label: it was published without")
+    if wanted in names:
+        number = names.index(wanted)
+    else:
+        number = int(wanted) if wanted.isascii() and wanted.isdecimal() else -1
+    if number not in prior.by_label:
+        known = ", ".join(names[each] for each in sorted(prior.by_label)[:20])
+        raise refused("label", f"{reference} cannot sample the label {wanted!r}; there are {known}")
+    return number
 
 
 def _json(content: Any, headers: dict[str, str] | None = None) -> Response:

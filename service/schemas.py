@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service.problems import InvalidRequest, Pointer, TooLarge, invalid
 from service.runtime.bundle import ImageSpec, Manifest
-from service.runtime.prior import SEEDS
+from service.runtime.prior import SEEDS, PriorKind
 
 
 class Options(BaseModel):
@@ -34,6 +34,11 @@ def _split(value: Any) -> Any:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [part.strip() for item in value for part in item.split(",")]
     return value
+
+
+def _text(value: Any) -> Any:
+    """A label's place among the labels may be sent as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Seed = Annotated[
@@ -73,6 +78,22 @@ class SampleOptions(Options):
         le=10,
         description="scales the deviation of the latents: 1 is the model's prior, 0 its mean",
     )
+    prior: Annotated[
+        PriorKind | None,
+        Field(
+            description="`mixture` was fitted to the latents of the training images, `normal` is N(0, I); "
+            "unset: the one the model prefers",
+        ),
+    ] = None
+    label: Annotated[
+        Annotated[str, Field(max_length=256)] | None,
+        BeforeValidator(_text),
+        Field(
+            description="only of the images with this label: one of the manifest's `labels`, or its place "
+            "among them, from 0",
+            examples=["7"],
+        ),
+    ] = None
     return_: Annotated[
         list[Literal["latents"]],
         BeforeValidator(_split),

@@ -28,6 +28,7 @@ CAPTIONS = {
     "overview.png": "Originals, their reconstructions, samples, and the way from one image to another.",
     "reconstructions.png": "Test images, and below each what its latents are decoded to.",
     "samples.png": "64 samples from the prior that is served (seed 0).",
+    "labels.png": "Samples of each label, from a mixture fitted to its images alone (`/sample?label=`).",
     "interpolations.png": "Straight ways between the latents of two images, which stand at the ends.",
     "traversals.png": "The latent dimensions with the highest KL, each moved alone from -3 to 3.",
     "neighbours.png": "Samples, and beside each the five training images nearest to it: a model that "

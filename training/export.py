@@ -5,7 +5,6 @@ would give another answer each time). The proof is made on the very engine that 
 published later is taken from these graphs.
 """
 
-import dataclasses
 import logging
 import math
 import subprocess
@@ -36,7 +35,7 @@ from service.runtime.bundle import (
 from service.runtime.calibration import kl
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
-from service.runtime.prior import noise
+from service.runtime.prior import Mixture, noise, write_prior
 from training import checkpoint as checkpoints
 from training import priors
 from training.config import TrainConfig
@@ -101,19 +100,33 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
 
 
 def _fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -> dict[str, Any]:
-    """Fit the mixture to samples of q(z|x), write prior.npz; the manifest's entry for it."""
+    """Fit mixtures to samples of q(z|x), of all images and of each label's; the manifest's entry for them."""
+    parts = {
+        "train": np.random.default_rng(config.seed).permutation(data.split.train)[: priors.MOST_SAMPLES],
+        "validation": data.split.validation,
+    }
+    posteriors = {part: encode(engine, Part(data.pixels, rows)) for part, rows in parts.items()}
 
-    def samples(rows: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-        rows = np.random.default_rng(config.seed).permutation(rows)[: priors.MOST_SAMPLES]
-        mean, logvar = encode(engine, Part(data.pixels, rows))
-        draws = max(1, priors.FEWEST_SAMPLES // len(rows))
-        z = np.concatenate([draw(mean, logvar, seed + each, 0) for each in range(draws)])
+    def samples(part: str, fewest: int, label: int | None = None) -> NDArray[np.float64]:
+        mean, logvar = posteriors[part]
+        if label is not None and data.labels is not None:
+            chosen = data.labels[parts[part]] == label
+            mean, logvar = mean[chosen], logvar[chosen]
+        draws = max(1, math.ceil(fewest / len(mean)))
+        first = 1 if part == "train" else 1000
+        z = np.concatenate([draw(mean, logvar, first + each, 0) for each in range(draws)])
         return z.reshape(len(z), -1).astype(np.float64)
 
-    mixture, _ = priors.fit_mixture(
-        samples(data.split.train, 1), samples(data.split.validation, 1000), config.seed
-    )
-    np.savez_compressed(folder / "prior.npz", **dataclasses.asdict(mixture))
+    def fitted(fewest: int, most: int, label: int | None = None) -> Mixture:
+        train, validation = (samples(part, fewest, label) for part in parts)
+        return priors.fit_mixture(train, validation, most, config.seed)[0]
+
+    mixture = fitted(priors.FEWEST_SAMPLES, priors.MOST_COMPONENTS)
+    by_label = {
+        label: fitted(priors.FEWEST_OF_LABEL, priors.MOST_OF_LABEL, label)
+        for label in priors.common_labels(data, parts["train"], parts["validation"])
+    }
+    write_prior(folder / "prior.npz", mixture, by_label)
     return {"prior": PriorSpec(kind="gmm", file="prior.npz")}
 
 

@@ -53,7 +53,7 @@ def draw_all(engine: Engine, data: Images, rows: Indices, means: Floats, kl: Dou
         "neighbours.png": neighbours(engine, data),
         "map.png": latent_map(means, labels, data.label_names),
         "kl.png": kl_bars(kl),
-    }
+    } | ({"labels.png": labelled(engine)} if engine.prior.by_label else {})
 
 
 def overview(engine: Engine, originals: ByteImages, means: Floats) -> bytes:
@@ -80,6 +80,17 @@ def reconstructions(engine: Engine, originals: ByteImages, means: Floats) -> byt
 def samples(engine: Engine) -> bytes:
     """64 draws from the prior that is served."""
     return encode_image(contact_sheet(_enlarged(_sampled(engine, 64))))
+
+
+def labelled(engine: Engine) -> bytes:
+    """Samples of each label's own mixture, a row each."""
+    names = engine.manifest.labels or ()
+    shown = sorted(engine.prior.by_label)[:MOST_ROWS]
+    rows = [
+        (names[label][:24], engine.decode(engine.prior.sample(seed=0, rows=range(COLUMNS), label=label)))
+        for label in shown
+    ]
+    return _sheet(rows)
 
 
 def interpolations(engine: Engine, originals: ByteImages, means: Floats) -> bytes:

@@ -6,7 +6,10 @@ its bit generators stay as they are, and does not promise it of `Generator.norma
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from service.runtime.bundle import Bundle, BundleError
 
 SEEDS = 2**53  # seeds are 0 … 2^53 - 1: what survives a trip through JSON in every language
 
+PriorKind = Literal["normal", "mixture"]
 Floats = NDArray[np.float32]
 
 
@@ -46,19 +50,39 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Prior:
-    """What a model samples from: N(0, I), or the mixture that was fitted to its posterior."""
+    """What a model samples from: N(0, I), or a mixture that was fitted to its posterior."""
 
     shape: tuple[int, ...]
     mixture: Mixture | None = None
+    by_label: Mapping[int, Mixture] = field(default_factory=dict)  # of the images with each label alone
 
-    def sample(self, *, seed: int, rows: range, temperature: float = 1.0) -> Floats:
-        """Latents float32 [len(rows), *shape]; `temperature` scales the deviation, within each component."""
-        if self.mixture is None:
+    @property
+    def kinds(self) -> tuple[PriorKind, ...]:
+        """What can be sampled from; the last is what is served where nothing else is asked for."""
+        return ("normal", "mixture") if self.mixture else ("normal",)
+
+    def sample(
+        self,
+        *,
+        seed: int,
+        rows: range,
+        temperature: float = 1.0,
+        kind: PriorKind | None = None,
+        label: int | None = None,
+    ) -> Floats:
+        """Latents float32 [len(rows), *shape]; `temperature` scales the deviation, within each component.
+
+        `kind` is one of `kinds`; `label`, one of `by_label`, takes that label's mixture instead.
+        """
+        mixture = self.mixture if (kind or self.kinds[-1]) == "mixture" else None
+        if label is not None:
+            mixture = self.by_label[label]
+        if mixture is None:
             return noise(seed, rows, self.shape) * np.float32(temperature)
         words = _words(self.shape)
         uniform = _uniforms(seed, rows, words + 1)
         normals = _normals(uniform[:, :words], (math.prod(self.shape),))
-        return self.mixture.at(uniform[:, words], normals, temperature).reshape(len(rows), *self.shape)
+        return mixture.at(uniform[:, words], normals, temperature).reshape(len(rows), *self.shape)
 
 
 def read_prior(bundle: Bundle) -> Prior:
@@ -72,20 +96,39 @@ def read_prior(bundle: Bundle) -> Prior:
         )
     if spec.file is None:
         raise BundleError(f"{bundle.path}: its prior is a mixture and names no file; publish it again")
-    arrays, d = bundle.arrays(spec.file), math.prod(shape)
-    k = arrays["weights"].size if "weights" in arrays else 0
+    arrays = bundle.arrays(spec.file)
+    mixture = _read_mixture(bundle, spec.file, arrays, "")
+    by_label = {}
+    for number in range(len(bundle.manifest.labels or ())):
+        if f"label{number}_weights" in arrays:
+            by_label[number] = _read_mixture(bundle, spec.file, arrays, f"label{number}_")
+    return Prior(shape, mixture, by_label)
+
+
+def write_prior(path: Path, mixture: Mixture, by_label: Mapping[int, Mixture]) -> None:
+    """prior.npz: `weights`, `means`, `factors` of all images, and `label<i>_weights` … of label i alone."""
+    arrays = asdict(mixture)
+    for number, of_label in by_label.items():
+        arrays |= {f"label{number}_{name}": array for name, array in asdict(of_label).items()}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _read_mixture(bundle: Bundle, file: str, arrays: Mapping[str, NDArray[Any]], prefix: str) -> Mixture:
+    """The mixture whose three arrays begin with `prefix`."""
+    d = bundle.manifest.latent.size
+    k = arrays[f"{prefix}weights"].size if f"{prefix}weights" in arrays else 0
     for name, expected in {"weights": (k,), "means": (k, d), "factors": (k, d, d)}.items():
-        array = arrays.get(name)
+        array = arrays.get(prefix + name)
         if k == 0 or array is None or array.shape != expected or not np.isfinite(array).all():
             raise BundleError(
-                f"{bundle.path / spec.file}: {name} must be finite, of shape {list(expected)}; "
+                f"{bundle.path / file}: {prefix}{name} must be finite, of shape {list(expected)}; "
                 "publish it again"
             )
-    weights = arrays["weights"].astype(np.float64)
+    weights = arrays[f"{prefix}weights"].astype(np.float64)
     if (weights < 0).any() or abs(weights.sum() - 1) > 1e-6:
-        raise BundleError(f"{bundle.path / spec.file}: the weights do not sum to 1; publish it again")
-    means, factors = (arrays[name].astype(np.float32) for name in ("means", "factors"))
-    return Prior(shape, Mixture(weights, means, factors))
+        raise BundleError(f"{bundle.path / file}: {prefix}weights do not sum to 1; publish it again")
+    means, factors = (arrays[prefix + name].astype(np.float32) for name in ("means", "factors"))
+    return Mixture(weights, means, factors)
 
 
 def _words(shape: tuple[int, ...]) -> int:

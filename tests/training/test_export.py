@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from service.runtime.engine import Engine
-from training import checkpoint, export
+from training import checkpoint, export, priors
 from training.config import TrainConfig
 from training.networks import build
 
@@ -75,3 +75,13 @@ def test_noise_of_a_row_does_not_depend_on_the_chunk(exported, digits):
     mean, logvar = export.encode(exported.engine, digits.pixels[:20])
     whole = export.draw(mean, logvar, 3, 0)
     np.testing.assert_array_equal(export.draw(mean[12:], logvar[12:], 3, 12), whole[12:])
+
+
+def test_each_label_has_a_mixture_that_explains_its_own_latents_best(exported, digits):
+    by_label = exported.engine.prior.by_label
+    assert sorted(by_label) == list(range(10))
+    rows = digits.split.test
+    mean = exported.engine.encode(digits.pixels[rows]).mean.astype(float)
+    densities = np.stack([priors.log_density(by_label[label], mean) for label in range(10)])
+    # Nothing but the densities tells the labels apart, in a model that has hardly learned anything.
+    assert (densities.argmax(axis=0) == digits.labels[rows]).mean() > 0.3

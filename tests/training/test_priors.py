@@ -6,7 +6,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from service.runtime.prior import Mixture, Prior
-from training.priors import fit_mixture, log_density, log_normal
+from training import data
+from training.priors import common_labels, fit_mixture, log_density, log_normal
 
 
 def two_blobs(n, seed):
@@ -18,7 +19,7 @@ def two_blobs(n, seed):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return fit_mixture(two_blobs(4000, 0), two_blobs(1000, 1), seed=0)
+    return fit_mixture(two_blobs(4000, 0), two_blobs(1000, 1), most=10, seed=0)
 
 
 def test_the_size_is_chosen_on_validation_and_the_score_is_its_log_density(fitted):
@@ -54,4 +55,17 @@ def test_samples_follow_the_fitted_density(fitted):
 
 def test_too_few_samples_are_a_clear_error():
     with pytest.raises(ValueError, match="3 samples are too few for a density of 2 dimensions"):
-        fit_mixture(np.zeros((3, 2)), np.zeros((3, 2)), seed=0)
+        fit_mixture(np.zeros((3, 2)), np.zeros((3, 2)), most=10, seed=0)
+
+
+def test_labels_of_few_images_and_sets_of_many_labels_get_no_mixtures():
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    labels = np.zeros(400, np.int64)
+    labels[:3] = 1  # three images of label 1, none of label 2
+    images = data.from_arrays("few", pixels, labels, ("many", "few", "none"))
+    rows = (images.split.train, images.split.validation)
+    assert common_labels(images, *rows) == [0]
+    unnamed = data.from_arrays("unnamed", pixels)
+    assert common_labels(unnamed, *rows) == []
+    names = tuple(f"name {number}" for number in range(101))
+    assert common_labels(data.from_arrays("most", pixels, labels, names), *rows) == []

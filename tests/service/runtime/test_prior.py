@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from service.runtime.bundle import BundleError, Draft, PriorSpec
-from service.runtime.prior import SEEDS, Mixture, Prior, noise, read_prior
+from service.runtime.prior import SEEDS, Mixture, Prior, noise, read_prior, write_prior
 from tests.bundles import make_draft
 
 
@@ -95,6 +95,21 @@ def test_a_bundle_s_mixture_is_read(tmp_path):
     np.testing.assert_array_equal(
         prior.sample(seed=1, rows=range(9)), Prior((2,), MIXTURE).sample(seed=1, rows=range(9))
     )
+
+
+def test_each_label_has_its_own_mixture_and_n_0_1_stays_at_hand(tmp_path):
+    sevens = Mixture(np.ones(1), np.full((1, 2), 7, np.float32), np.eye(2, dtype=np.float32)[None] / 100)
+    write_prior(tmp_path / "prior.npz", MIXTURE, {1: sevens})
+    draft = make_draft(tmp_path, latent=(2,))
+    asked = {"prior": PriorSpec(kind="gmm", file="prior.npz"), "labels": ("six", "seven", "eight")}
+    prior = read_prior(Draft(tmp_path, draft.manifest.model_copy(update=asked)).bundle())
+    assert (prior.kinds, list(prior.by_label)) == (("normal", "mixture"), [1])
+    rows = {"seed": 3, "rows": range(50)}
+    np.testing.assert_array_equal(prior.sample(**rows, kind="normal"), noise(3, range(50), (2,)))
+    np.testing.assert_array_equal(prior.sample(**rows, kind="mixture"), Prior((2,), MIXTURE).sample(**rows))
+    of_label = prior.sample(**rows, label=1)
+    np.testing.assert_allclose(of_label, 7, atol=0.05)
+    np.testing.assert_array_equal(of_label[4:9], prior.sample(seed=3, rows=range(4, 9), label=1))
 
 
 @pytest.mark.parametrize(

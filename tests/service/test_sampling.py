@@ -1,0 +1,111 @@
+"""`/sample?prior=…&label=…`: what a model samples from is the caller's choice, where it has one."""
+
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+
+from client import BadRequest, Client
+from service.runtime.bundle import PriorSpec, publish
+from service.runtime.prior import Mixture, noise, write_prior
+from service.runtime.repository import open_engine
+from service.settings import Settings
+from tests.bundles import make_bundle, make_draft
+from tests.conftest import in_a_thread
+
+LABELS = ("cat", "1", "dog", "bird")  # a name may look like a number
+
+
+def point(*place):
+    """A mixture that is (almost) one point."""
+    return Mixture(np.ones(1), np.array([place], np.float32), np.eye(4, dtype=np.float32)[None] * 1e-6)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """labelled@1 with a mixture of all images and of three of its four labels; plain@1 with none."""
+    folder, work = (tmp_path_factory.mktemp(name) for name in ("models", "draft"))
+    draft = make_draft(work)
+    by_label = {0: point(2, 0, 0, 0), 1: point(0, 2, 0, 0), 2: point(0, 0, 2, 0)}
+    write_prior(work / "prior.npz", point(1, 1, 1, 1), by_label)
+    prior = PriorSpec(kind="gmm", file="prior.npz")
+    manifest = draft.manifest.model_copy(update={"labels": LABELS, "prior": prior})
+    publish(folder, "labelled", replace(draft, manifest=manifest))
+    make_bundle(folder, "plain")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(repository):
+    with in_a_thread(Settings(models=repository, default_model="labelled", access_log=False)) as url:
+        yield url
+
+
+def latents(answer):
+    assert answer.status_code == 200, answer.text
+    return np.array(answer.json()["latents"])
+
+
+@pytest.mark.parametrize(
+    ("label", "place"), [("dog", 2), ("2", 2), ("cat", 0), ("0", 0), ("1", 1)], ids=lambda value: str(value)
+)
+def test_a_label_is_sampled_by_name_or_else_by_number(url, label, place):
+    expected = 2 * np.eye(4)[[place, place]]
+    query = {"label": label, "n": 2, "return": "latents"}
+    np.testing.assert_allclose(latents(httpx.get(f"{url}/sample", params=query)), expected, atol=1e-4)
+    body = {"label": label, "n": 2, "return": ["latents"], "prior": "mixture"}
+    np.testing.assert_allclose(latents(httpx.post(f"{url}/sample", json=body)), expected, atol=1e-4)
+
+
+def test_a_label_s_number_may_be_a_number_in_json(url):
+    sent = {"label": 2, "return": ["latents"]}
+    np.testing.assert_allclose(latents(httpx.post(f"{url}/sample", json=sent))[0], [0, 0, 2, 0], atol=1e-4)
+
+
+def test_the_prior_is_the_caller_s_choice(url):
+    served, mixture, normal = (
+        latents(httpx.get(f"{url}/sample?seed=7&return=latents{more}"))
+        for more in ("", "&prior=mixture", "&prior=normal")
+    )
+    np.testing.assert_array_equal(served, mixture)
+    np.testing.assert_allclose(mixture[0], 1, atol=1e-4)
+    np.testing.assert_allclose(normal, noise(7, range(1), (4,)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer", "said"),
+    [
+        ("label=bird", "/label", "labelled@1 cannot sample the label 'bird'; there are cat, 1, dog"),
+        ("label=3", "/label", "cannot sample the label '3'"),
+        ("label=-1", "/label", "cannot sample the label '-1'"),
+        ("label=" + 300 * "9", "/label", "at most 256 characters"),
+        ("label=cat&prior=normal", "/label", "'normal' knows no labels; leave out `prior`"),
+        ("label=cat&model=plain", "/label", "plain@1 cannot sample by label"),
+        ("prior=mixture&model=plain", "/prior", "plain@1 has no prior 'mixture'; it has normal"),
+        ("prior=flat", "/prior", "'normal' or 'mixture'"),
+    ],
+)
+def test_what_a_model_cannot_sample_is_a_422_that_says_what_it_can(url, query, pointer, said):
+    answer = httpx.get(f"{url}/sample?{query}")
+    body = answer.json()
+    assert (answer.status_code, body["type"]) == (422, "/problems/invalid-request")
+    assert body["errors"][0]["pointer"] == pointer
+    assert body["errors"][0]["location"] == "query"
+    assert said in body["detail"]
+    asked = {name: value for name, _, value in (part.partition("=") for part in query.split("&"))}
+    posted = httpx.post(f"{url}/sample", json=asked).json()
+    assert posted["errors"][0]["location"] == "body"
+    assert posted["errors"][0]["pointer"] == pointer
+
+
+def test_the_client_asks_for_prior_and_label(url, repository):
+    engine = open_engine(repository / "labelled/1")
+    with Client(url) as client:
+        (dog,) = client.sample(seed=1, label="dog").images
+        np.testing.assert_array_equal(dog, client.sample(seed=1, label=2, prior="mixture").images[0])
+        np.testing.assert_array_equal(dog, engine.decode(np.float32([[0, 0, 2, 0]]))[0])
+        normal = client.sample(3, seed=1, prior="normal").images
+        np.testing.assert_array_equal(normal, engine.decode(noise(1, range(3), (4,))))
+        with pytest.raises(BadRequest, match="cannot sample the label 'horse'"):
+            client.sample(label="horse")
