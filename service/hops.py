@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from service import negotiation, schemas
 from service.codecs import WRITERS, Answer, Budget, Reader
 from service.forms import read_form
+from service.headers import header
 from service.negotiation import JSON, MULTIPART
 from service.runtime.engine import Posterior
 from service.runtime.prior import noise
@@ -32,7 +33,7 @@ def service_of(request: Request) -> Service:
 
 def wanted(request: Request, writers: Iterable[str]) -> str:
     """The media type of the answer: asked first, so that nothing is computed for nobody."""
-    return negotiation.negotiate(request.headers.get("accept"), writers)
+    return negotiation.negotiate(header(request.scope, b"accept"), writers)
 
 
 def chosen(models: ServedModels, request: Request, options: Options | None = None) -> ServedModel:
@@ -47,8 +48,8 @@ async def read(
 ) -> tuple[ServedModel, O, NDArray[Any]]:
     """The model that is meant, the options, and rows for the model; `field` has the data of a JSON body."""
     service = service_of(request)
-    header = request.headers.get("content-type")
-    media_type = negotiation.content_type(header, readers)
+    declared = header(request.scope, b"content-type")
+    media_type = negotiation.content_type(declared, readers)
     models = service.models  # without any, nothing is read
     data = await request.body()
 
@@ -59,7 +60,7 @@ async def read(
             body = parse(kind, data)
             options, source = merge(query, body), getattr(body, field)
         elif media_type == MULTIPART:
-            form = read_form(data, header or "", max_files=budget.images)
+            form = read_form(data, declared or "", max_files=budget.images)
             options, source = merge(query, schemas.parse_form(type(query), form.fields)), form.files
         model = chosen(models, request, options)
         return model, options, readers[media_type](source, model.manifest, budget)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 
 from service.problems import NotAcceptable, UnsupportedMediaType
 
@@ -33,7 +34,11 @@ def content_type(header: str | None, readers: Collection[str]) -> str:
 
 def negotiate(accept: str | None, possible: Iterable[str]) -> str:
     """The media type that the Accept header wants most; ties go to the earlier one of `possible`."""
-    possible = list(possible)
+    return _best(accept, tuple(possible))
+
+
+@lru_cache(64)  # clients have few ways to say it
+def _best(accept: str | None, possible: tuple[str, ...]) -> str:
     ranges = list(_ranges(accept)) if accept and accept.strip() else [("*/*", 1.0)]
 
     def quality(media_type: str) -> float:
