@@ -7,8 +7,8 @@ fitted to it; arrays must have its size. Nothing here knows routes or models bey
 import base64
 import binascii
 import io
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from service.runtime.images import (
     ImageError,
     TooManyPixels,
     contact_sheet,
+    encode_animation,
     encode_image,
     read_image,
 )
@@ -244,15 +245,24 @@ def _pointers(pointer: str, detail: str) -> list[Pointer]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a route found out: arrays by their name in JSON, the main one first; images are uint8."""
+    """What a route found out: arrays by their name in JSON, the main one first; images are uint8.
+
+    `fields` are for JSON alone. As a picture the images of the array `picture` are shown, several of them in
+    `columns` (None: as square as it gets) with a `gap`, or one after the other for `duration` milliseconds.
+    """
 
     model: str
     arrays: dict[str, NDArray[Any]]
     seed: int | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    picture: str = "images"
+    columns: int | None = None
+    gap: int = 2
+    duration: int = 80
 
     @property
     def images(self) -> ByteImages:
-        return self.arrays["images"]
+        return self.arrays[self.picture]
 
     @property
     def values(self) -> int:
@@ -263,10 +273,11 @@ class Answer:
 def as_json(answer: Answer) -> bytes:
     fields: dict[str, Any] = {"model": answer.model}
     for name, array in answer.arrays.items():
-        if name == "images":
+        if _is_images(array):
             fields[name] = [base64.b64encode(encode_image(image)).decode() for image in array]
         else:
             fields[name] = np.ascontiguousarray(array)
+    fields |= answer.fields
     if answer.seed is not None:
         fields["seed"] = answer.seed
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -285,16 +296,32 @@ def as_npz(answer: Answer) -> bytes:
 
 
 def as_png(answer: Answer) -> bytes:
-    return encode_image(_one_image(answer.images), "png")
+    return encode_image(_one_image(answer), "png")
 
 
 def as_jpeg(answer: Answer) -> bytes:
-    return encode_image(_one_image(answer.images), "jpeg")
+    return encode_image(_one_image(answer), "jpeg")
 
 
-def _one_image(images: ByteImages) -> NDArray[np.uint8]:
+def as_gif(answer: Answer) -> bytes:
+    return encode_animation(answer.images, "gif", answer.duration)
+
+
+def as_webp(answer: Answer) -> bytes:
+    return encode_animation(answer.images, "webp", answer.duration)
+
+
+def _one_image(answer: Answer) -> NDArray[np.uint8]:
     """The bare image, so that it can be posted back as it is; several as a contact sheet."""
-    return images[0] if len(images) == 1 else contact_sheet(images)
+    images = answer.images
+    if len(images) == 1:
+        only: NDArray[np.uint8] = images[0]
+        return only
+    return contact_sheet(images, columns=answer.columns, gap=answer.gap)
+
+
+def _is_images(array: NDArray[Any]) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 4
 
 
 Writer = Callable[[Answer], bytes]
@@ -302,6 +329,7 @@ Writer = Callable[[Answer], bytes]
 # In the order of our preference: what `Accept: */*` gets is the first.
 ARRAY_WRITERS: dict[str, Writer] = {JSON: as_json, NPY: as_npy, NPZ: as_npz}
 WRITERS: dict[str, Writer] = ARRAY_WRITERS | {PNG: as_png, JPEG: as_jpeg}  # for answers with images
+ANIMATION_WRITERS: dict[str, Writer] = WRITERS | {GIF: as_gif, WEBP: as_webp}
 
 
 def warm_up(manifest: Manifest) -> None:

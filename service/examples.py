@@ -81,6 +81,22 @@ VALUES: dict[str, list[tuple[str, str, Any]]] = {
             },
         )
     ],
+    "MapAnswer": [
+        (
+            "mnist",
+            "The map of a model of two classes, with two images on it",
+            {
+                "model": "mnist@1",
+                "mean": [0.0] * 32,
+                "components": [[0.25, 0.0] * 16, [0.0, 0.25] * 16],
+                "variance": [0.11, 0.09],
+                "points": [[-1.5, 0.25], [0.75, -2.0]],
+                "labels": [0, 1],
+                "label_names": ["0", "1"],
+                "thumbnails": {"height": 28, "width": 28, "columns": 2},
+            },
+        )
+    ],
     "Health": [("alive", "Alive", {"status": "ok"})],
     "Readiness": [("ready", "Ready", {"status": "ready", "models": ["mnist@1"]})],
 }

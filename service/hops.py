@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from service import negotiation, schemas
-from service.codecs import WRITERS, Answer, Budget, Reader
+from service.codecs import ANIMATION_WRITERS, Answer, Budget, Reader
 from service.forms import read_form
 from service.headers import header
 from service.negotiation import JSON, MULTIPART
@@ -71,7 +71,7 @@ async def read(
 
 async def write(request: Request, media_type: str, answer: Answer) -> Response:
     with timed("write"):
-        body = await service_of(request).run(answer.values, lambda: WRITERS[media_type](answer))
+        body = await service_of(request).run(answer.values, lambda: ANIMATION_WRITERS[media_type](answer))
     headers = {"X-Model": answer.model, "Vary": "Accept"}
     if answer.seed is not None:
         headers["X-Seed"] = str(answer.seed)

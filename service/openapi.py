@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from service import examples, problems, schemas
+from service import examples, latent_schemas, problems, schemas
 from service.forms import FILES
 from service.negotiation import JSON, MULTIPART
 from service.problems import MEDIA_TYPE
@@ -34,6 +34,7 @@ SCHEMAS = (
     schemas.SampleAnswer,
     schemas.ModelsAnswer,
     schemas.ModelAnswer,
+    latent_schemas.MapAnswer,
     schemas.Health,
     schemas.Readiness,
     problems.ProblemDetails,

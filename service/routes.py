@@ -18,6 +18,8 @@ from service import negotiation, openapi, problems
 from service.admission import admit
 from service.codecs import ARRAY_WRITERS, IMAGE_READERS, LATENT_READERS, WRITERS, Answer
 from service.hops import chosen, draw, read, seed_of, service_of, wanted, write
+from service.latent_schemas import MapAnswer
+from service.map import MAP_WRITERS, show_map
 from service.negotiation import JSON
 from service.openapi import Operation
 from service.problems import Pointer
@@ -202,6 +204,15 @@ INFORMING = (
     Operation("list_models", "GET", "/models", list_models, ModelsAnswer),
     Operation("show_model", "GET", "/models/{name}", show_model, ModelAnswer),
     Operation("show_version", "GET", "/models/{name}/versions/{version}", show_model, ModelAnswer),
+    Operation("show_map", "GET", "/models/{name}/map", show_map, MapAnswer, MAP_WRITERS),
+    Operation(
+        "show_version_map",
+        "GET",
+        "/models/{name}/versions/{version}/map",
+        show_map,
+        MapAnswer,
+        MAP_WRITERS,
+    ),
     Operation("healthz", "GET", "/healthz", healthz, Health),
     Operation("readyz", "GET", "/readyz", readyz, Readiness),
 )

@@ -16,9 +16,11 @@ from service.codecs import Budget
 from service.metrics import GraphMetrics, Metrics, ModelMetrics, shared
 from service.problems import NotReady, TooLarge, UnknownModel, WrongModel
 from service.runtime.bundle import BundleError, Manifest
+from service.runtime.calibration import Calibration
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import ByteImages, Engine, Floats, Posterior
 from service.runtime.images import TooManyPixels
+from service.runtime.latent_map import LatentMap
 from service.runtime.prior import Prior
 from service.runtime.repository import Repository
 from service.settings import Settings
@@ -43,8 +45,11 @@ class ServedModel:
 
     manifest: Manifest
     prior: Prior
+    calibration: Calibration | None
+    map: LatentMap | None
     encoder: Batcher
     decoder: Batcher
+    means: Batcher  # the decoder's other output
     metrics: ModelMetrics
     executions: Mapping[str, Executions]  # what the graphs ran, by `encoder` and `decoder`
 
@@ -58,6 +63,12 @@ class ServedModel:
         admit(len(latents))
         (images,) = await self.decoder(latents)
         return images
+
+    async def pixels(self, latents: Floats) -> Floats:
+        """float32 [n, *latent] → the likelihood's mean, float32 [n, h, w, c] in [0, 1]."""
+        admit(len(latents))
+        (pixels,) = await self.means(latents)
+        return pixels
 
 
 def _serve(engine: Engine, thread: Executor, max_batch: int, metrics: ModelMetrics) -> ServedModel:
@@ -78,9 +89,14 @@ def _serve(engine: Engine, thread: Executor, max_batch: int, metrics: ModelMetri
     return ServedModel(
         engine.manifest,
         engine.prior,
+        engine.calibration,
+        engine.map,
         encoder=batcher(executions["encoder"].counted(encode), metrics.encoder),
         decoder=batcher(
             executions["decoder"].counted(lambda latents: (engine.decode(latents),)), metrics.decoder
+        ),
+        means=batcher(
+            executions["decoder"].counted(lambda latents: (engine.pixels(latents),)), metrics.decoder
         ),
         metrics=metrics,
         executions=executions,
@@ -243,7 +259,7 @@ class Service:
         self.metrics.refresh()
         for model in self._models.all() if self._models else ():
             model.metrics.encoder.waiting(model.encoder.waiting_rows)
-            model.metrics.decoder.waiting(model.decoder.waiting_rows)
+            model.metrics.decoder.waiting(model.decoder.waiting_rows + model.means.waiting_rows)
 
     async def metrics_text(self, accept: str) -> tuple[bytes, str]:
         """What /metrics answers, and its media type."""

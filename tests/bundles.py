@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.runtime.bundle import Draft, Golden, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
+from service.runtime.calibration import calibrate, kl, score
+from service.runtime.engine import Engine
+from service.runtime.latent_map import LatentMap
+from service.runtime.prior import noise
 
 OPSET = 18
 
@@ -28,8 +32,10 @@ def make_draft(
     channels: int = 1,
     latent: tuple[int, ...] = (4,),
     seed: int = 0,
+    held_out: int = 40,
 ) -> Draft:
-    """A complete draft in `folder`: graphs, golden vectors, manifest."""
+    """A complete draft in `folder`: graphs, golden vectors, manifest, and what `with_held_out` adds of so many
+    images; 0: nothing."""
     image = (height, width, channels)
     encoder, decoder = encoder_graph(image, latent, seed), decoder_graph(image, latent, seed)
     (folder / "encoder.onnx").write_bytes(encoder)
@@ -46,7 +52,36 @@ def make_draft(
         latent=LatentSpec(shape=latent),
         likelihood=LikelihoodSpec(kind="gaussian", scale=0.1),
     )
-    return Draft(folder, manifest)
+    draft = Draft(folder, manifest)
+    return with_held_out(draft, held_out, seed) if held_out else draft
+
+
+def with_held_out(draft: Draft, n: int, seed: int = 0) -> Draft:
+    """The draft with calibration, map, labels and KL, of `n` random images."""
+    engine, folder = Engine(draft.bundle()), draft.folder
+    spec, rng = draft.manifest.image, np.random.default_rng((seed, 3))
+    images = rng.integers(0, 256, (n, spec.height, spec.width, spec.channels), dtype=np.uint8)
+    posterior = engine.encode(images)
+    mean, logvar = posterior
+    z = mean + np.exp(logvar / 2) * noise(seed, range(n), mean.shape[1:])
+    found = score(draft.manifest, images, posterior, engine.pixels(z), engine.decode(mean))
+    np.savez_compressed(folder / "calibration.npz", **calibrate(found)._asdict())
+    flat = mean.reshape(n, -1)
+    centre = flat.mean(axis=0)
+    _, deviations, directions = np.linalg.svd(flat - centre, full_matrices=False)
+    plane = LatentMap(
+        mean=centre,
+        components=directions[:2],
+        variance=deviations[:2] ** 2 / (deviations**2).sum(),
+        points=(flat - centre) @ directions[:2].T,
+        labels=rng.integers(0, 2, n).astype(np.int16),
+        latents=mean,
+        thumbnails=images,
+    )
+    np.savez_compressed(folder / "map.npz", **plane._asdict())
+    latent = LatentSpec(shape=mean.shape[1:], kl=kl(mean, logvar).mean(axis=0).ravel().tolist())
+    added = {"calibration": "calibration.npz", "map": "map.npz", "labels": ("a", "b"), "latent": latent}
+    return Draft(folder, draft.manifest.model_copy(update=added))
 
 
 def make_bundle(
@@ -57,11 +92,12 @@ def make_bundle(
     channels: int = 1,
     latent: tuple[int, ...] = (4,),
     seed: int = 0,
+    held_out: int = 40,
 ) -> Path:
     """Publish such a bundle as the next version of `name`; returns its folder."""
     with TemporaryDirectory() as folder:
         return publish(
-            repository, name, make_draft(Path(folder), name, height, width, channels, latent, seed)
+            repository, name, make_draft(Path(folder), name, height, width, channels, latent, seed, held_out)
         )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ import uvicorn
 
 from service.app import create_app
 from service.protocol import Http
+from service.runtime.bundle import Draft, publish
 from service.settings import Settings
 from tests import live
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, make_draft
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +62,19 @@ def service_url(repository):
 @pytest.fixture(scope="session")
 def http(service_url):
     with httpx.Client(base_url=service_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A client of a service of models that lack calibration, map and KL: plain@1, and bare@1, which has no
+    likelihood either."""
+    folder = tmp_path_factory.mktemp("plain")
+    make_bundle(folder, "plain", held_out=0)
+    with tempfile.TemporaryDirectory() as draft_folder:
+        draft = make_draft(Path(draft_folder), "bare", held_out=0)
+        publish(folder, "bare", Draft(draft.folder, draft.manifest.model_copy(update={"likelihood": None})))
+    with in_a_thread(Settings(models=folder)) as url, httpx.Client(base_url=url) as client:
         yield client
 
 

@@ -128,6 +128,23 @@ def encode_image(pixels: NDArray[np.uint8], format: Literal["png", "jpeg"] = "pn
     return file.getvalue()
 
 
+def encode_animation(images: NDArray[np.uint8], format: Literal["gif", "webp"], duration: int) -> bytes:
+    """uint8 [n, h, w, c] → an animation that repeats for ever, each frame `duration` milliseconds long."""
+    frames = [Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels) for pixels in images]
+    file = io.BytesIO()
+    first, *others = frames
+    first.save(
+        file,
+        format.upper(),
+        save_all=True,
+        append_images=others,
+        duration=duration,
+        loop=0,
+        lossless=True,  # WebP: small pictures gain nothing from losses
+    )
+    return file.getvalue()
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

@@ -26,7 +26,13 @@ def edit(path, **changes):
 def test_a_published_bundle_reads_back(published):
     bundle = read_bundle(published)
     assert bundle.manifest.reference == "tiny@1"
-    assert set(bundle.manifest.files) == {"encoder.onnx", "decoder.onnx", "golden.npz"}
+    assert set(bundle.manifest.files) == {
+        "encoder.onnx",
+        "decoder.onnx",
+        "golden.npz",
+        "calibration.npz",
+        "map.npz",
+    }
     assert bundle.golden().input.shape == (4, 8, 8, 1)
     assert Manifest.model_validate_json(bundle.manifest.model_dump_json()) == bundle.manifest
 
