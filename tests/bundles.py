@@ -34,8 +34,7 @@ def make_draft(
     seed: int = 0,
     held_out: int = 40,
 ) -> Draft:
-    """A complete draft in `folder`: graphs, golden vectors, manifest, and what `with_held_out` adds of so many
-    images; 0: nothing."""
+    """A complete draft in `folder`: graphs, golden vectors, manifest, and what `with_held_out` adds."""
     image = (height, width, channels)
     encoder, decoder = encoder_graph(image, latent, seed), decoder_graph(image, latent, seed)
     (folder / "encoder.onnx").write_bytes(encoder)
