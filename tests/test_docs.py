@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 
+import client.__main__ as vae_client
+import training.__main__ as vae_train
 from tests import documents
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +82,8 @@ def test_the_tables_are_there():
     assert set(documents.parts("README.md")) == {"endpoints"}
     commands = (
         "vae-client",
-        *(f"vae-client {name}" for name in ("encode", "decode", "reconstruct", "sample")),
+        *(f"vae-client {name}" for name in get_command(vae_client.app).commands),
+        *(f"vae-train {name}" for name in get_command(vae_train.app).commands),
     )
     helps = {f"{command} --help" for command in ("vae-serve", "vae-serve check", *commands)}
     assert set(documents.parts("docs/settings.md")) == {"settings", *helps}
