@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource
 
-from service.settings import Settings
+from service.settings import Settings, WrongSettings
 from service.workers import serve_with_workers
 
 ABOUT = "Serve the models of a repository: /encode, /decode, /reconstruct and /sample over HTTP."
@@ -41,13 +41,16 @@ def settings_from(arguments: list[str]) -> Settings:
 def serve(settings: Settings) -> int:
     """Serve until told to stop; the exit status."""
     try:
+        settings.check()
         listener = listen(settings.host, settings.port)
+    except WrongSettings as error:
+        return _fail(str(error))
     except OSError as error:
         return _fail(
             f"cannot listen on {settings.host}:{settings.port} ({os.strerror(error.errno or 0)}); "
             "stop what is there, or choose another --port"
         )
-    url = _url(settings.host, listener.getsockname()[1])
+    url = _url(settings, listener.getsockname()[1])
     if settings.workers > 1:
         return serve_with_workers(settings, listener, url)
     from service.server import serve_alone  # a supervisor needs none of what this brings
@@ -62,10 +65,12 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
-def _url(host: str, port: int) -> str:
+def _url(settings: Settings, port: int) -> str:
+    host = settings.host
     if host in ("0.0.0.0", "::"):
         host = "localhost"  # listening everywhere is no address to go to
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _fail(reason: str) -> int:

@@ -11,9 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline  # /docs with its own copies of what would come from a CDN
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from service import oip, openapi, problems
 from service.admission import Door
+from service.auth import ApiKeys
 from service.direct import Direct
 from service.pages import add_pages
 from service.problems import Problem, ProblemAnswers
@@ -35,6 +37,22 @@ log = logging.getLogger(__name__)
 def _log_failure(service: Service) -> None:
     if service.failure:
         log.error("not ready: %s", service.failure)
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """What lets pages of other origins call this service, if any may."""
+    if not settings.cors_origins:
+        return []
+    told = [*openapi.HEADERS, "Retry-After", "WWW-Authenticate"]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=told,
+        )
+    ]
 
 
 def create_app(
@@ -75,7 +93,9 @@ def create_app(
         redirect_slashes=False,
         middleware=[  # from the outside in
             Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
+            *_cors(settings),
             Middleware(ProblemAnswers),
+            *([Middleware(ApiKeys, keys=keys)] if (keys := settings.keys()) else []),
             Middleware(
                 Door,
                 admission=service.admission,

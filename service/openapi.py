@@ -107,6 +107,14 @@ def install(app: FastAPI) -> None:
             )
             components = schema.setdefault("components", {})
             components["schemas"] = definitions["$defs"]
+            components["securitySchemes"] = {
+                "ApiKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "one of the server's API keys, if it has any",
+                }
+            }
+            schema["security"] = [{}, {"ApiKey": []}]
             components["examples"] = examples.components()
             app.openapi_schema = schema
         return app.openapi_schema

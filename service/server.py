@@ -116,6 +116,8 @@ def _config(settings: Settings, app: FastAPI) -> uvicorn.Config:
         ws="none",
         lifespan="on",
         log_config=log_config(settings.log_level),
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         access_log=False,  # ours has the request id and the time
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,

@@ -1,16 +1,26 @@
 """Everything that can be set about the service: one class is the environment, the flags and the help."""
 
+import ssl
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr
+from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfigDict
 
 from service.runtime.cpus import usable_cpus
 
 MIB = 1 << 20
 # What is in flight when the service is stopped takes milliseconds; this is for the slowest uploads.
 GRACE = 30
+
+
+class WrongSettings(ValueError):
+    """Settings that cannot be followed; the message is one sentence that says what to do."""
+
+
+def _split(value: Any) -> Any:
+    """`a, b` and `a b` are lists of two."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -102,11 +112,59 @@ class Settings(BaseSettings):
         description="after SIGTERM, how long requests are still accepted while /readyz says 503: longer than "
         "the load balancer takes to notice. Ctrl-C does not wait",
     )
+    api_keys: CliSuppress[SecretStr | None] = Field(
+        None,
+        description="API keys, with commas: requests must then bring one, as `Authorization: Bearer <key>`. "
+        "No flag: other users of the machine would see it",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file of API keys, one a line, as secrets are mounted; besides VAESERVE_API_KEYS"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (),
+        description="origins whose pages may call the service from a browser, as in https://example.org, "
+        "with commas; * for all",
+    )
+    tls_cert: Path | None = Field(None, description="file of the certificate chain (PEM): serve https")
+    tls_key: Path | None = Field(None, description="file of its private key (PEM); unset: in --tls-cert too")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="lines for people, or an object a line for whatever collects logs"
+    )
     access_log: bool = Field(
         True,
         description="one line for each request: method, path, status, milliseconds and id, never contents",
     )
+
+    def keys(self) -> tuple[str, ...]:
+        """All API keys; none: the service is open. WrongSettings when keys are promised and not there."""
+        keys = _split(self.api_keys.get_secret_value()) if self.api_keys else []
+        if self.api_keys and not keys:
+            raise WrongSettings("VAESERVE_API_KEYS holds no key; unset it, or put one in")
+        if self.api_keys_file:
+            try:
+                lines = [line.strip() for line in self.api_keys_file.read_text(encoding="utf-8").splitlines()]
+            except (OSError, UnicodeError) as error:
+                raise WrongSettings(f"the API keys in {self.api_keys_file} cannot be read: {error}") from None
+            found = [line for line in lines if line and not line.startswith("#")]
+            if not found:
+                raise WrongSettings(f"{self.api_keys_file} holds no API key; put one a line into it")
+            keys += found
+        return tuple(keys)
+
+    def check(self) -> None:
+        """WrongSettings for what would fail later, and in every worker."""
+        self.keys()
+        if self.tls_key and not self.tls_cert:
+            raise WrongSettings("--tls-key is of no use without --tls-cert")
+        if self.tls_cert:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                    self.tls_cert, self.tls_key, password=lambda: ""
+                )
+            except (OSError, ssl.SSLError) as error:
+                files = f"{self.tls_cert}{f' and {self.tls_key}' if self.tls_key else ''}"
+                raise WrongSettings(f"{files} cannot be used for TLS: {error}") from None
 
     def model_threads(self) -> int:
         """Intra-op threads of each process, with one CPU left for the event loop and the codecs."""

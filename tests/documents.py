@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ByteSize
+from pydantic_settings import CLI_SUPPRESS
 
 from service.routes import COMPUTING, INFORMING
 from service.settings import Settings
@@ -51,6 +52,8 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         flags = f"`{flag}`, `--no-{flag[2:]}`" if field.annotation is bool else f"`{flag}`"
+        if CLI_SUPPRESS in field.metadata:
+            flags = ""
         variable = f"`VAESERVE_{name.upper()}`"
         rows.append(f"| {flags} | {variable} | {_default(field.default)} | {field.description} |")
     return _table(("flag", "variable", "default", "meaning"), rows)
