@@ -17,12 +17,15 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
+from client import tables
 from client.client import Client
+from client.collection import Collection
 from client.errors import BadRequest, ClientError
 from client.picture import png
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 ROWS = 32  # images of one request: enough to fill a batch, few enough that the progress bar moves
+
+SOME_FAILED = 3  # the exit status of a bulk command
 
 app = typer.Typer(
     name="vae-client",
@@ -37,34 +40,41 @@ Url = Annotated[str, typer.Option(envvar="VAESERVE_URL", help="Address of the se
 ApiKey = Annotated[str | None, typer.Option(envvar="VAESERVE_API_KEY", show_envvar=True)]
 Model = Annotated[str | None, typer.Option(help="name or name@version. [default: the service's]")]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests in flight at a time.")]
-Paths = Annotated[list[Path], typer.Argument(help="Image files and folders (searched recursively).")]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        help="Image files, folders (searched recursively), quoted globs, .tar[.gz], or .txt: a path a line."
+    ),
+]
+Patience = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for a service that is away or full, before giving up.")
+]
 LOCAL = "http://127.0.0.1:8000"
 
 
 @app.command()
 def encode(
-    paths: Paths,
-    output: Annotated[Path, typer.Option("-o", "--output", help=".npz with path, mean, logvar and model.")],
+    sources: Sources,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help=".parquet or .npz with path, model, mean and logvar; .npy with the mean."
+        ),
+    ],
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Model = None,
     concurrency: Concurrency = 4,
+    patience: Patience = 300,
 ) -> None:
-    """Embed images: their posterior means and log-variances, in the order of the sorted paths."""
-    _check_suffix(output, ".npz")
-    with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        files = _images(paths)
-        good, answers, failed = _each(client.encode, files, files, concurrency)
-        if answers:
-            arrays = {
-                "path": np.array([files[index] for index in good]),
-                "mean": np.concatenate([answer.mean for answer in answers]),
-                "logvar": np.concatenate([answer.logvar for answer in answers]),
-                "model": np.array(_one_model(answers)),
-            }
-            _save(output, _npz(arrays))
-            print(f"{output}: {len(good)} of {len(files)} images, {arrays['model']}")
-        _report(failed)
+    """Embed images: their posterior means and log-variances, in the order of the sorted paths.
+
+    Stopped or killed, the same command goes on where it was. Exit status: 0 all are done; 1 stopped by an
+    error; 2 wrong usage; 3 done, but some files failed: <output>.failed.jsonl says which and why.
+    """
+    _check_suffix(output, *tables.SUFFIXES)
+    with _sentences():
+        _end(Collection("encode", sources, output, url, api_key, model, concurrency, patience).embed())
 
 
 @app.command()
@@ -92,34 +102,28 @@ def decode(
 
 @app.command()
 def reconstruct(
-    paths: Paths,
+    sources: Sources,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help=".png (contact sheet) or .npz with path, images and error.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help=".png (contact sheet), or .parquet or .npz with path, images, error.",
+        ),
     ],
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Model = None,
     concurrency: Concurrency = 4,
+    patience: Patience = 300,
 ) -> None:
-    """Send images through encoder and decoder; prints the mean squared error of each."""
-    suffix = _check_suffix(output, ".png", ".npz")
-    with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        files = _images(paths)
-        good, answers, failed = _each(client.reconstruct, files, files, concurrency)
-        if answers:
-            _one_model(answers)
-            images = np.concatenate([answer.images for answer in answers])
-            errors = np.concatenate([answer.error for answer in answers])
-            names = [files[index] for index in good]
-            _save(
-                output,
-                png(images)
-                if suffix == ".png"
-                else _npz({"path": np.array(names), "images": images, "error": errors}),
-            )
-            for name, error in zip(names, errors, strict=True):
-                print(f"{error:.6f}  {name}")
-        _report(failed)
+    """Send images through encoder and decoder; prints the mean squared error of each.
+
+    Resumable, and with the exit status, like encode.
+    """
+    _check_suffix(output, ".png", ".parquet", ".npz")
+    with _sentences():
+        _end(Collection("reconstruct", sources, output, url, api_key, model, concurrency, patience).rebuild())
 
 
 @app.command()
@@ -221,27 +225,10 @@ def _latents(path: Path) -> tuple[NDArray[Any], str | None]:
     return array, model
 
 
-def _images(paths: Sequence[Path]) -> list[str]:
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-        elif path.exists():
-            files.append(path)
-        else:
-            raise typer.BadParameter(f"{path} is not there")
-    if not files:
-        raise typer.BadParameter(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
-    return [str(file) for file in files]
-
-
-def _one_model(answers: Sequence[Any]) -> str:
-    models = {answer.model for answer in answers}
-    if len(models) > 1:
-        raise ClientError(
-            f"the service changed its model meanwhile ({', '.join(sorted(models))}); start again"
-        )
-    return str(models.pop())
+def _end(failed: int) -> None:
+    """The exit status of a command that is done, though perhaps not with every file."""
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _report(failed: Failed) -> None:

@@ -200,7 +200,7 @@ class Client:
                 failure = refused(response)
                 if response.status_code not in (429, 503):
                     raise failure
-                wait = _retry_after(response, wait)
+                wait = failure.retry_after = _retry_after(response, wait)
             if attempt < self._retries:
                 self._sleep(wait)
         raise failure

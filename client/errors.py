@@ -24,6 +24,8 @@ class Unreachable(ClientError):
 class Refused(ClientError):
     """An answer of status 400 or above, read from its application/problem+json body (RFC 9457)."""
 
+    retry_after: float | None = None  # seconds that the service asks to wait
+
     def __init__(self, status: int, slug: str, detail: str, request_id: str, errors: list[Any]) -> None:
         super().__init__(f"{detail} ({status} {slug}, request {request_id})")
         self.status = status

@@ -18,7 +18,7 @@ import training.__main__ as vae_train
 from tests import documents
 
 ROOT = Path(__file__).parents[1]
-RUN = ("README.md", "docs/oip.md")  # the pages whose blocks are run
+RUN = ("README.md", "docs/oip.md", "docs/bulk.md")  # the pages whose blocks are run
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL
 )
@@ -89,7 +89,7 @@ def test_the_tables_are_there():
     assert set(documents.parts("docs/settings.md")) == {"settings", *helps}
 
 
-@pytest.mark.parametrize("page", ["README.md", "models/README.md", "docs/settings.md", "docs/oip.md"])
+@pytest.mark.parametrize("page", ["README.md", "models/README.md", "docs/settings.md", *RUN[1:]])
 def test_links_point_at_files(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):

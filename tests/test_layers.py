@@ -16,7 +16,7 @@ ALLOWED = {
     | {"prometheus_client", "python_multipart"},
     "training": RUNTIME
     | {"training", "torch", "onnx", "scipy", "sklearn", "matplotlib", "typer", "rich", "click"},
-    "client": {"client", "httpx", "numpy", "typer", "rich", "click"},
+    "client": {"client", "httpx", "numpy", "typer", "rich", "click", "pyarrow"},
 }
 
 

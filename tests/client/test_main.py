@@ -48,7 +48,7 @@ def test_a_broken_file_is_reported_last_and_costs_the_others_nothing(service, fo
     (folder / "05b.png").write_bytes(b"broken")
     output = tmp_path / "embeddings.npz"
     result = run(service, "encode", folder, "-o", output)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "40 of 41 images" in result.output
     assert result.output.strip().splitlines()[-1].startswith(f"failed: {folder / '05b.png'}: ")
     assert len(np.load(output)["path"]) == 40
@@ -116,7 +116,7 @@ def test_embeddings_decode_to_reconstructions(service, folder, tmp_path):
     [
         (["encode", "nowhere", "-o", "e.npz"], "nowhere is not there"),
         (["encode", ".", "-o", "e.npz"], "no images"),
-        (["encode", ".", "-o", "e.csv"], "must end in .npz"),
+        (["encode", ".", "-o", "e.csv"], "must end in .parquet or .npz or .npy"),
         (["sample", "-n", "100000", "-o", "a.png"], "too-large"),
         (["sample", "-o", "no/such/folder/a.png"], "No such file"),
         (["sample", "--model", "unknown", "-o", "a.png"], "unknown-model"),

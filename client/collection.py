@@ -1,0 +1,151 @@
+"""A bulk command from its words to its output: what was found, how far it is, what failed."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from client import bulk, tables
+from client.bulk import Call
+from client.client import Client
+from client.errors import ClientError
+from client.job import Columns, Job, Task, opened, whole
+from client.picture import png
+from client.sources import SUFFIXES, find
+
+SHOWN = 20  # failures that are printed; the side file has all
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What the user typed. The methods return how many images failed."""
+
+    command: str
+    sources: list[str]
+    output: Path
+    url: str
+    api_key: str | None
+    model: str | None  # name or name@version; None: the service's default
+    concurrency: int
+    patience: float  # seconds
+
+    def embed(self) -> int:
+        """mean and logvar of each image."""
+
+        def call(client: Client, files: Sequence[bytes]) -> Columns:
+            posterior = client.encode(files)
+            return {"mean": posterior.mean, "logvar": posterior.logvar}
+
+        return self._run(call, main="mean")
+
+    def rebuild(self) -> int:
+        """The reconstruction of each image, and its mean squared error, which is printed too."""
+
+        def call(client: Client, files: Sequence[bytes]) -> Columns:
+            again = client.reconstruct(files)
+            return {"images": again.images, "error": again.error.astype(np.float32)}
+
+        def tell(job: Job) -> None:
+            for names, columns in tables.named(job, ["error"]):
+                for name, error in zip(names, columns["error"], strict=True):
+                    print(f"{error:.6f}  {name}")
+
+        return self._run(call, main="images", tell=tell)
+
+    def _run(
+        self,
+        call: Callable[[Client, Sequence[bytes]], Columns],
+        *,
+        main: str,
+        tell: Callable[[Job], None] | None = None,
+    ) -> int:
+        if self.output.suffix.lower() == ".parquet":
+            tables.check_parquet()
+        if not self.output.parent.is_dir():
+            raise FileNotFoundError(f"No such file or directory: {self.output.parent}")
+        folder = self.output.with_name(f"{self.output.name}.parts")
+        task = Task(self.command, self.sources, {"model": self.model})
+        with opened(folder, task, find(self.sources), self._reference) as job:
+            if job.count:
+                self._ask(job, call)
+                rows, failed = self._write(job, main)
+                if tell:
+                    tell(job)
+                model, count = job.model, job.count
+            job.remove()
+        if not job.count:
+            raise ClientError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(self.sources)}")
+        self._report(rows, count, failed, model)
+        return failed
+
+    def _ask(self, job: Job, call: Callable[[Client, Sequence[bytes]], Columns]) -> None:
+        """Everything that has no result yet, with a bar on a terminal."""
+        console = Console(stderr=True)
+        if job.done:
+            print(f"going on at {job.done:,} of {job.count:,}", file=sys.stderr)
+        with (
+            # Trying again is the conductor's: it knows what the other requests learn.
+            Client(self.url, api_key=self.api_key, model=job.model, retries=0) as client,
+            Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            ) as progress,
+        ):
+            bar = progress.add_task("", total=job.count, completed=job.done, rate="")
+
+            def advance(images: int) -> None:
+                progress.advance(bar, images)
+                speed = progress.tasks[0].speed
+                progress.update(bar, rate=f"{speed:,.0f} images/s" if speed else "")
+
+            asked: Call = lambda files: call(client, files)  # noqa: E731
+            bulk.run(job, asked, concurrency=self.concurrency, patience=self.patience, advance=advance)
+
+    def _write(self, job: Job, main: str) -> tuple[int, int]:
+        if self.output.suffix.lower() != ".png":
+            return tables.merge(job, self.output, main)
+        failed = tables.write_failures(job, self.output)
+        images = [columns[main] for _, columns in tables.named(job, [main])]
+        if images:
+            with whole(self.output) as file:
+                file.write(png(np.concatenate(images)))
+        return sum(map(len, images)), failed
+
+    def _reference(self) -> str:
+        """name@version of the model that will answer: all rows of a job come from one."""
+        with Client(self.url, api_key=self.api_key) as client:
+            models = client.models()["models"]
+        there: list[str] = []
+        for each in models:
+            name, newest = each["name"], max(each["versions"])
+            references = [f"{name}@{version}" for version in each["versions"]]
+            if self.model in references:
+                return str(self.model)
+            if self.model == name or (self.model is None and each["default"]):
+                return f"{name}@{newest}"
+            there += references
+        raise ClientError(f"unknown-model: name one with --model; the service has {', '.join(there)}")
+
+    def _report(self, rows: int, count: int, failed: int, model: str) -> None:
+        """Failures come last, where they are seen."""
+        if rows:
+            print(f"{self.output}: {rows:,} of {count:,} images, {model}")
+        if failed:
+            path = tables.failures_path(self.output)
+            with path.open(encoding="utf-8") as lines:
+                for line in islice(lines, SHOWN):
+                    failure = json.loads(line)
+                    print(f"failed: {failure['path']}: {failure['reason']}", file=sys.stderr)
+            if failed > SHOWN:
+                print(f"failed: {failed - SHOWN:,} more, see {path}", file=sys.stderr)

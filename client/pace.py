@@ -1,0 +1,54 @@
+"""How many requests are in flight: as many as the service takes, fewer as soon as it says that it is full."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+
+class Pace:
+    """At most `most` callers inside at a time. Halved when the service is overloaded, then grown by one again
+    for each round of requests that went well: the rule by which TCP shares a line."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._limit = float(most)
+        self._inside = 0
+        self._not_before = 0.0  # monotonic seconds
+        self._halved = 0.0
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    def __enter__(self) -> Self:
+        with self._changed:
+            while (wait := self._not_before - time.monotonic()) > 0 or self._inside >= self.limit:
+                self._changed.wait(wait if wait > 0 else None)
+            self._inside += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def went_well(self) -> None:
+        with self._changed:
+            self._limit = min(float(self._most), self._limit + 1 / self._limit)
+
+    def stop_waiting(self) -> None:
+        with self._changed:
+            self._not_before = 0.0
+            self._changed.notify_all()
+
+    def overloaded(self, started: float, seconds: float) -> None:
+        """A request that began at `started` was refused: nobody asks again for `seconds`."""
+        with self._changed:
+            now = time.monotonic()
+            self._not_before = max(self._not_before, now + seconds)
+            if started >= self._halved:  # those that were refused together count once
+                self._limit, self._halved = max(1.0, self._limit / 2), now
