@@ -53,10 +53,8 @@ def find(sources: Sequence[str]) -> Iterator[Entry]:
             else:
                 yield Entry(source)
         elif glob.has_magic(source):
-            found = (
-                f"{path}/" if os.path.isdir(path) else path for path in glob.iglob(source, recursive=True)
-            )
-            for path in sorted(found):
+            matches = glob.iglob(source, recursive=True)
+            for path in sorted(f"{path}/" if os.path.isdir(path) else path for path in matches):
                 yield from _folder(path.rstrip("/")) if path.endswith("/") else [Entry(path)]
         else:
             raise FileNotFoundError(f"{source} is not there")
