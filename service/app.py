@@ -72,6 +72,8 @@ def create_app(
     async def load() -> None:
         await service.load()
         on_loaded(service)
+        if settings.poll:
+            await service.watch()
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:

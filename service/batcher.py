@@ -11,20 +11,44 @@ All of its state belongs to the event loop; only `_run_batch` runs in the model 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any
+from time import monotonic, perf_counter
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = tuple[NDArray[Any], ...]
 Run = Callable[..., Arrays]
+T = TypeVar("T")
 
 
 class BatchError(RuntimeError):
     """The model failed on the batch that this caller was in; `__cause__` is the model's own error."""
+
+
+class ModelThread(ThreadPoolExecutor):
+    """The one thread that computes for all models; it tells for how long it has been at the same thing."""
+
+    def __init__(self) -> None:
+        super().__init__(1, thread_name_prefix="model")
+        self._since: float | None = None
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        def timed() -> T:
+            self._since = monotonic()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._since = None
+
+        return super().submit(timed)
+
+    def busy_for(self) -> float:
+        """Seconds since what it is doing began; 0 when it has nothing to do."""
+        since = self._since
+        return monotonic() - since if since is not None else 0.0
 
 
 @dataclass(eq=False)
@@ -100,7 +124,12 @@ class Batcher:
         if batch:
             started = perf_counter()
             loop = asyncio.get_running_loop()
-            done = loop.run_in_executor(self._thread, self._run_batch, batch)
+            done: asyncio.Future[Arrays]
+            try:
+                done = loop.run_in_executor(self._thread, self._run_batch, batch)
+            except RuntimeError as error:  # the thread has been shut down
+                done = loop.create_future()
+                done.set_exception(error)
             done.add_done_callback(lambda done: self._finish(batch, started, done))
 
     def _take(self) -> Iterator[_Share]:

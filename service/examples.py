@@ -64,6 +64,7 @@ VALUES: dict[str, list[tuple[str, str, Any]]] = {
                 "state": "ready",
                 "versions": [1],
                 "default": True,
+                "refused": {},
                 "limits": {
                     "max_body": 33554432,
                     "max_images": 256,

@@ -59,6 +59,7 @@ class GraphMetrics:
         self._rows = metrics.rows.labels(*labels)
         self._batch = metrics.batch_rows.labels(*labels)
         self._seconds = metrics.model_seconds.labels(*labels)
+        self._failures = metrics.failures.labels(*labels)
         self.waited: Callable[[float], None] = metrics.queue_seconds.labels(*labels).observe
         self.waiting: Callable[[float], None] = metrics.queue_rows.labels(*labels).set
 
@@ -67,7 +68,11 @@ class GraphMetrics:
 
         def counted(*rows: NDArray[Any]) -> tuple[NDArray[Any], ...]:
             started = perf_counter()
-            results = run(*rows)
+            try:
+                results = run(*rows)
+            except Exception:
+                self._failures.inc()
+                raise
             self._seconds.observe(perf_counter() - started)
             self._batch.observe(len(rows[0]))
             self._rows.inc(len(rows[0]))
@@ -138,6 +143,12 @@ class Metrics:
         )
         self.model_seconds = Histogram(
             "vae_model_seconds", "One run of a graph", GRAPH, buckets=SECONDS, registry=registry
+        )
+        self.failures = Counter(
+            "vae_failures_total",
+            "Runs of a graph that failed, with every request in them",
+            GRAPH,
+            registry=registry,
         )
         self.kl = _Rows(
             "vae_kl_nats", "KL(q(z|x) || N(0, I)) of an image", MODEL, buckets=NATS, registry=registry

@@ -147,14 +147,16 @@ async def show_model(request: Request) -> Response:
         state="ready",
         versions=models.versions(manifest.name),
         default=manifest.name == models.default,
+        refused=models.refused_of(manifest.name),
         limits=Limits.model_validate(settings, from_attributes=True),
         manifest=manifest,
     )
     return _json(answer.model_dump(mode="json"), {"X-Model": manifest.reference})
 
 
-async def healthz() -> Response:
-    """Whether the process is alive."""
+async def healthz(request: Request) -> Response:
+    """Whether the process is alive: 503 when its models have been stuck at one batch for too long."""
+    service_of(request).check_alive()
     return _json({"status": "ok"})
 
 
@@ -163,6 +165,7 @@ async def readyz(request: Request) -> Response:
     service = service_of(request)
     if service.draining:
         raise problems.Draining("The service is stopping; send requests to another replica.")
+    service.check_alive()
     models = service.models
     return _json({"status": "ready", "models": [model.manifest.reference for model in models.newest()]})
 

@@ -217,6 +217,9 @@ class ModelAnswer(BaseModel):
     state: Literal["ready"]
     versions: list[int]
     default: bool
+    refused: dict[str, str] = Field(
+        description="versions of it that are not served, and why: by their folder"
+    )
     limits: Limits
     manifest: Manifest
 

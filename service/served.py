@@ -1,17 +1,20 @@
 """What one process serves: the models that are loaded, their batchers, and the threads that they run in."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from service import codecs, telemetry
 from service.admission import Admission, admit
-from service.batcher import Batcher, Run
+from service.batcher import Batcher, ModelThread, Run
 from service.codecs import Budget
 from service.metrics import GraphMetrics, Metrics, ModelMetrics, shared
 from service.problems import NotReady, TooLarge, UnknownModel, WrongModel
@@ -121,7 +124,9 @@ class ServedModels:
             )
         versions = self.loaded.get(name)
         if not versions:
-            raise UnknownModel(f"There is no model {name!r} here; there are {self._names()}.")
+            why = "; ".join(self.refused_of(name).values())
+            refused = f" What there is of {name} was refused: {why}." if why else ""
+            raise UnknownModel(f"There is no model {name!r} here; there are {self._names()}.{refused}")
         if version is None:
             return versions[max(versions)]
         if version not in versions:
@@ -133,6 +138,10 @@ class ServedModels:
 
     def versions(self, name: str) -> list[int]:
         return sorted(self.loaded[name])
+
+    def refused_of(self, name: str) -> dict[str, str]:
+        """Why versions of this model are not served, by their folder."""
+        return {path: reason for path, reason in self.refused.items() if Path(path).parent.name == name}
 
     def newest(self) -> list[ServedModel]:
         return [versions[max(versions)] for _, versions in sorted(self.loaded.items())]
@@ -149,28 +158,72 @@ class ServedModels:
         return ", ".join(sorted(self.loaded))
 
 
-def load(settings: Settings, thread: Executor, metrics: Metrics) -> ServedModels:
-    """Open the repository of the settings; BundleError when nothing in it can be served.
+class Loader:
+    """Keeps `ServedModels` in step with the repository. Its `load` takes seconds: not for the event loop."""
 
-    Takes seconds: not for the event loop.
-    """
-    repository = Repository(settings.models, threads=settings.model_threads())
-    repository.load()
-    if repository.engines or len(repository.refused) > 1:
-        for reason in repository.refused.values():
-            log.warning("refused: %s", reason)
-    if not repository.engines:
-        raise BundleError(_nothing(repository))
-    loaded = {
-        name: {
-            version: _serve(engine, thread, settings.max_batch, ModelMetrics(metrics, engine.manifest))
-            for version, engine in versions.items()
+    def __init__(self, settings: Settings, thread: Executor, metrics: Metrics) -> None:
+        self._settings = settings
+        self._thread = thread
+        self._metrics = metrics
+        self._repository = Repository(
+            settings.models, threads=settings.model_threads(), keep=settings.kept_versions()
+        )
+        self._served: dict[Engine, ServedModel] = {}
+        self._unloaded = False  # something, the last time
+
+    def load(self) -> ServedModels:
+        """Open what is new in the repository, check and warm it, and let go of what it replaces.
+
+        What is open already stays as it is, with its batchers: requests do not notice. BundleError
+        when there is nothing at all that can be served.
+        """
+        repository, refused = self._repository, self._repository.refused.copy()
+        repository.load()
+        for path, reason in repository.refused.items():
+            # What is refused before there is anything to serve is told as the reason of that, if it is one.
+            if refused.get(path) != reason and (repository.engines or len(repository.refused) > 1):
+                log.warning("refused: %s", reason)
+        if not repository.engines:
+            raise BundleError(_nothing(repository))
+        old, self._served = (
+            self._served,
+            {
+                engine: self._served.get(engine) or self._serve(engine)
+                for versions in repository.engines.values()
+                for engine in versions.values()
+            },
+        )
+        loaded = {
+            name: {version: self._served[engine] for version, engine in versions.items()}
+            for name, versions in repository.engines.items()
         }
-        for name, versions in repository.engines.items()
-    }
-    models = ServedModels(loaded, repository.refused, _default(settings.default_model, loaded))
-    codecs.warm_up(models.newest()[0].manifest)
-    return models
+        models = ServedModels(
+            loaded, repository.refused.copy(), _default(self._settings.default_model, loaded)
+        )
+        if old:
+            for engine in self._served.keys() - old.keys():
+                log.info("loaded %s", engine.manifest.reference)
+            gone = [engine.manifest.reference for engine in old.keys() - self._served.keys()]
+            for reference in gone:
+                log.info("unloaded %s, requests that have it finish with it", reference)
+            old.clear()
+            if gone or self._unloaded:  # also the time after, when those requests have finished
+                _give_back_memory()
+            self._unloaded = bool(gone)
+        else:
+            codecs.warm_up(models.newest()[0].manifest)
+        return models
+
+    def _serve(self, engine: Engine) -> ServedModel:
+        return _serve(
+            engine, self._thread, self._settings.max_batch, ModelMetrics(self._metrics, engine.manifest)
+        )
+
+
+def _give_back_memory() -> None:
+    """glibc would keep more than half of what the graphs that are gone have taken."""
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _nothing(repository: Repository) -> str:
@@ -220,8 +273,11 @@ class Service:
         )
         self.budget = Budget(settings.max_images, settings.max_pixels, 4 * settings.max_pixels)
         self._models: ServedModels | None = None
+        self._complaint: str | None = None  # why the repository could not be read the last time
         # One thread computes for all models: more would only take the CPU from one another.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = ModelThread()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._load = Loader(settings, self._thread, self.metrics).load
         self._pool = ThreadPoolExecutor(min(4, usable_cpus()), thread_name_prefix="codec")
 
     @property
@@ -232,17 +288,39 @@ class Service:
         return self._models
 
     async def load(self) -> None:
-        """Load the models without holding up the event loop; afterwards there are models or `failure`."""
+        """Take up what there is in the repository now; what is served goes on meanwhile, and when it fails.
+
+        Afterwards there are models, or `failure` says why there are none.
+        """
         try:
             loop = asyncio.get_running_loop()
-            self._models = await loop.run_in_executor(
-                self._thread, load, self.settings, self._thread, self.metrics
-            )
+            self._models = await loop.run_in_executor(self._loader, self._load)
+            self.failure = None
         except BundleError as error:
-            self.failure = str(error)
+            self.failure = self._failed(str(error))
         except Exception as error:
-            self.failure = f"the models could not be loaded: {error}"
             log.exception("the models could not be loaded")
+            self.failure = self._failed(f"the models could not be loaded: {error}")
+
+    async def watch(self) -> None:
+        """Look for new versions every `poll` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.poll)
+            await self.load()
+
+    def check_alive(self) -> None:
+        """NotReady when the model thread has been at one batch for so long that it will not come back."""
+        if (seconds := self._thread.busy_for()) > self.settings.stuck_after:
+            raise NotReady(f"One batch has been running for {seconds:.0f} s; start this process anew.")
+
+    def _failed(self, reason: str) -> str | None:
+        """Why there are no models; said once in the log when those of before are still served."""
+        if self._models is None:
+            return reason
+        if reason != self._complaint:
+            log.warning("what is loaded goes on serving: %s", reason)
+        self._complaint = reason
+        return None
 
     def drain(self) -> None:
         """Deny readiness from now on, so that balancers look for another replica."""
@@ -290,4 +368,5 @@ class Service:
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._loader.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)

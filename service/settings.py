@@ -127,6 +127,24 @@ class Settings(BaseSettings):
     )
     tls_cert: Path | None = Field(None, description="file of the certificate chain (PEM): serve https")
     tls_key: Path | None = Field(None, description="file of its private key (PEM); unset: in --tls-cert too")
+    stuck_after: float = Field(
+        60,
+        gt=0,
+        description="seconds that one batch may take before /healthz and /readyz answer 503, so that "
+        "whatever watches over this process starts it anew",
+    )
+    poll: float = Field(
+        5,
+        ge=0,
+        le=86400,
+        description="seconds between two looks for new versions in --models, which are checked, and then "
+        "take the place of the old ones without a pause; 0: none",
+    )
+    versions: str = Field(
+        "latest:1",
+        pattern=r"^(all|latest:[1-9][0-9]{0,3})$",
+        description="which versions of a model are kept loaded: latest:N (the newest N that are good) or all",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
     log_format: Literal["text", "json"] = Field(
         "text", description="lines for people, or an object a line for whatever collects logs"
@@ -169,3 +187,7 @@ class Settings(BaseSettings):
     def model_threads(self) -> int:
         """Intra-op threads of each process, with one CPU left for the event loop and the codecs."""
         return self.threads or max(1, usable_cpus() // self.workers - 1)
+
+    def kept_versions(self) -> int | None:
+        """How many versions of a model are kept loaded; None: all."""
+        return None if self.versions == "all" else int(self.versions.removeprefix("latest:"))

@@ -1,4 +1,4 @@
-"""Finds bundles in a model repository and opens the newest good version of each."""
+"""Finds bundles in a model repository, and keeps the newest good versions of each open."""
 
 from pathlib import Path
 
@@ -9,27 +9,54 @@ from service.runtime.engine import Engine
 class Repository:
     """The models of one folder: a repository `<name>/<version>/…`, or one bundle.
 
-    `engines[name][version]` is what is loaded; `refused[path]` is why a version is not.
+    `engines[name][version]` is what is open; `refused[path]` is why a version is not. `keep` is how many
+    versions of each model are kept open, the newest good ones; None keeps all.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, keep: int | None = 1) -> None:
         self.path = path
         self.threads = threads
+        self.keep = keep
         self.engines: dict[str, dict[int, Engine]] = {}
         self.refused: dict[str, str] = {}
+        self._state: dict[Path, object] = {}  # of the refused, as they were then
 
     def load(self) -> None:
-        """Open the newest version of each model that is good, passing over those that are not."""
-        for candidates in find(self.path).values():
-            for path in reversed(candidates):
-                try:
-                    engine = open_engine(path, threads=self.threads)
-                except BundleError as error:
-                    self.refused[str(path)] = str(error)
-                else:
-                    manifest = engine.manifest
-                    self.engines.setdefault(manifest.name, {})[manifest.version] = engine
-                    break
+        """Open what is new and good, and let go of what is gone or has been replaced.
+
+        What was refused is not tried again before it changes on disk. The last version of a model stays open
+        even when its folder is gone: a mistake on disk must not take a model away from those who use it.
+        """
+        found = find(self.path)
+        engines = dict(self.engines)  # replaced as a whole: others may be reading it
+        for candidates in found.values():
+            if kept := self._newest(candidates):
+                engines[kept[0].manifest.name] = {engine.manifest.version: engine for engine in kept}
+        self.engines = engines
+        there = {str(path) for candidates in found.values() for path in candidates}
+        self.refused = {path: reason for path, reason in self.refused.items() if path in there}
+
+    def _newest(self, candidates: list[Path]) -> list[Engine]:
+        opened = {engine.bundle.path: engine for each in self.engines.values() for engine in each.values()}
+        good: list[Engine] = []
+        for path in reversed(candidates):
+            if engine := opened.get(path) or self._open(path):
+                good.append(engine)
+            if len(good) == self.keep:
+                break
+        return good
+
+    def _open(self, path: Path) -> Engine | None:
+        state = _state(path)
+        if str(path) in self.refused and self._state.get(path) == state:
+            return None
+        try:
+            engine = open_engine(path, threads=self.threads)
+        except BundleError as error:
+            self.refused[str(path)], self._state[path] = str(error), state
+            return None
+        self.refused.pop(str(path), None)
+        return engine
 
 
 def find(path: Path) -> dict[str, list[Path]]:
@@ -63,3 +90,12 @@ def open_engine(path: Path, *, threads: int = 1) -> Engine:
             "or publish it under the name that you want"
         )
     return Engine(bundle, threads=threads)
+
+
+def _state(path: Path) -> object:
+    """What changes when a file of the bundle does, or when one that was missing has been copied."""
+    try:
+        files = [(file.name, file.lstat()) for file in sorted(path.iterdir())]
+    except OSError:
+        return None
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in files]

@@ -1,4 +1,5 @@
 import asyncio
+import random
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, BatchError
+from service.batcher import Batcher, BatchError, ModelThread
 
 POISON = -1
 
@@ -39,21 +40,42 @@ def rows_of(caller, size):
     return np.array([(caller, index) for index in range(size)])
 
 
-@settings(max_examples=500, deadline=None)
+INTERLEAVINGS = {
+    "submit": (1, 17),  # rows
+    "poison": (1, 17),  # rows, of which the last fails its batch
+    "cancel": (0, 30),  # which caller
+    "step": (1, 4),  # batches that the model does
+    "turn": (1, 3),  # turns of the event loop
+}
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     max_rows=st.integers(1, 7),
     actions=st.lists(
         st.one_of(
-            st.tuples(st.just("submit"), st.integers(1, 17)),
-            st.tuples(st.just("poison"), st.integers(1, 17)),
-            st.tuples(st.just("cancel"), st.integers(0, 30)),
-            st.tuples(st.just("step"), st.integers(1, 4)),
-            st.tuples(st.just("turn"), st.integers(1, 3)),
+            *(st.tuples(st.just(action), st.integers(*most)) for action, most in INTERLEAVINGS.items())
         ),
         max_size=40,
     ),
 )
 def test_no_interleaving_mixes_or_loses_a_row(max_rows, actions):
+    asyncio.run(interleave(max_rows, actions))
+
+
+def test_nor_do_thousands_of_long_ones():
+    rng = random.Random(0)
+    with asyncio.Runner() as runner:
+        for _ in range(2000):
+            actions = [
+                (action, rng.randint(*INTERLEAVINGS[action]))
+                for action in rng.choices(list(INTERLEAVINGS), weights=(6, 1, 3, 5, 5), k=rng.randint(10, 60))
+            ]
+            runner.run(interleave(rng.randint(1, 7), actions))
+
+
+def interleave(max_rows, actions):
+    """What happens in this order, and then everything that is left; every row must come out as its own."""
     batches, broken = [], []
 
     def run(rows, weights):
@@ -111,7 +133,7 @@ def test_no_interleaving_mixes_or_loses_a_row(max_rows, actions):
             np.testing.assert_array_equal(result[0], expected * 10)
             np.testing.assert_array_equal(result[1], expected[:, 0])
 
-    asyncio.run(scenario())
+    return scenario()
 
 
 def run_with_thread(scenario):
@@ -230,3 +252,33 @@ def test_rows_must_be_there_and_agree(arrays):
             await Batcher(lambda *x: x, thread, max_rows=4)(*arrays)
 
     run_with_thread(scenario)
+
+
+def test_a_thread_that_has_been_shut_down_fails_its_callers_instead_of_leaving_them_waiting():
+    async def scenario(thread):
+        thread.shutdown()
+        with pytest.raises(BatchError, match="after shutdown"):
+            await asyncio.wait_for(Batcher(lambda x: (x,), thread, max_rows=4)(np.zeros(2)), 10)
+
+    run_with_thread(scenario)
+
+
+def test_the_model_thread_tells_how_long_it_has_been_at_the_same_thing():
+    began, go = threading.Event(), threading.Event()
+
+    def work():
+        began.set()
+        assert go.wait(10)
+
+    with ModelThread() as thread:
+        assert thread.busy_for() == 0
+        done = thread.submit(work)
+        assert began.wait(10)
+        before = thread.busy_for()
+        assert 0 < before < thread.busy_for()
+        go.set()
+        done.result()
+        assert thread.busy_for() == 0
+        with pytest.raises(ZeroDivisionError):
+            thread.submit(lambda: 1 / 0).result()
+        assert thread.busy_for() == 0
