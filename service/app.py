@@ -72,12 +72,11 @@ def create_app(
     async def load() -> None:
         await service.load()
         on_loaded(service)
-        if settings.poll:
-            await service.watch()
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(load()), asyncio.create_task(service.keep_measuring())]
+        jobs = (load(), service.watch(), service.keep_measuring())
+        tasks = [asyncio.create_task(job) for job in jobs]
         if load_first:
             await asyncio.wait(tasks[:1])
         yield

@@ -303,8 +303,8 @@ class Service:
             self.failure = self._failed(f"the models could not be loaded: {error}")
 
     async def watch(self) -> None:
-        """Look for new versions every `poll` seconds, until cancelled."""
-        while True:
+        """Look for new versions every `poll` seconds, until cancelled; not at all when that is 0."""
+        while self.settings.poll:
             await asyncio.sleep(self.settings.poll)
             await self.load()
 
