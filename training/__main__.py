@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 DEFAULTS = TrainConfig()
 
+IwaeK = Annotated[int, typer.Option(min=1, help="Samples per image of the importance-weighted bound.")]
+IwaeN = Annotated[int, typer.Option(min=1, help="Test images of that bound.")]
 Models = Annotated[Path, typer.Option(help="Model repository to publish into.")]
 
 
@@ -50,6 +52,11 @@ class LikelihoodChoice(StrEnum):
     auto = "auto"
     bernoulli = "bernoulli"
     gaussian = "gaussian"
+
+
+class ActivationChoice(StrEnum):
+    pre = "pre"
+    post = "post"
 
 
 @app.command()
@@ -76,6 +83,9 @@ def fit(
     width: Annotated[
         int, typer.Option(help="The one dial of the network: channels of its first stage.")
     ] = DEFAULTS.width,
+    activation: Annotated[
+        ActivationChoice, typer.Option(help="Of residual blocks: pre restores better, post embeds better.")
+    ] = ActivationChoice.pre,
     image_size: Annotated[str | None, typer.Option(metavar="HxW", help="[default: the data's]")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3. [default: the data's]")] = None,
     fit: Annotated[
@@ -87,6 +97,9 @@ def fit(
     likelihood: Annotated[
         LikelihoodChoice, typer.Option(help="auto: bernoulli for black-and-white images, else gaussian.")
     ] = LikelihoodChoice.auto,
+    free_bits: Annotated[
+        float, typer.Option(metavar="NATS", help="Rate of a latent dimension that costs nothing.")
+    ] = DEFAULTS.free_bits,
     beta: Annotated[float, typer.Option(help="Weight of the rate; 1 is the ELBO.")] = DEFAULTS.beta,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = DEFAULTS.device,
     compile: Annotated[
@@ -133,12 +146,14 @@ def fit(
                 seed=seed,
                 latent=latent,
                 width=width,
+                activation=activation.value,
                 image_size=_size(image_size),
                 channels=channels,
                 fit=fit.value,
                 memory_limit=memory_limit,
                 likelihood=likelihood.value,
                 beta=beta,
+                free_bits=free_bits,
                 device=device,
                 compile=compile,
                 precision=precision.value,
@@ -182,8 +197,8 @@ def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
     data: Annotated[str, typer.Option(help="The data to evaluate on.")],
     seed: Annotated[int, typer.Option(help="Draws z ~ q(z|x).")] = 0,
-    iwae_k: Annotated[int, typer.Option(min=1, help="Samples per image of the bound.")] = 100,
-    iwae_n: Annotated[int, typer.Option(min=1, help="Test images of the bound.")] = 500,
+    iwae_k: IwaeK = 100,
+    iwae_n: IwaeN = 500,
     memory_limit: Annotated[
         int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
     ] = DEFAULTS.memory_limit,
@@ -222,6 +237,8 @@ def evaluate(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder runs/<run>/checkpoints/step-<n>.")],
     models: Models = Path("models"),
+    iwae_k: IwaeK = 100,
+    iwae_n: IwaeN = 500,
 ) -> None:
     """Export, evaluate and publish a checkpoint of any run, finished or not."""
     with _sentences():
@@ -236,7 +253,8 @@ def export(
             if line["step"] <= state["step"]
         ]
         config = TrainConfig.from_dict(state["config"])
-        bundle = release(checkpoint, load(config.data, Wanted.of(config), _say), models, history, _say)
+        images = load(config.data, Wanted.of(config), _say)
+        bundle = release(checkpoint, images, models, history, _say, iwae_k=iwae_k, iwae_n=iwae_n)
         _print_metrics(bundle)
         _say(f"published {bundle}")
 

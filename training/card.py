@@ -22,8 +22,36 @@ FIGURES = {
     "active_units": ("active latent dimensions", "{:.0f}"),
     "hole": ("log p(z) of the mixture above that of N(0, I), nats", "{:.2f}"),
 }
+SAMPLES = {
+    "frechet": ("Fréchet distance", "{:.3f}"),
+    "kernel": ("kernel distance", "{:.4f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "density": ("density", "{:.3f}"),
+    "coverage": ("coverage", "{:.3f}"),
+    "nearest": ("to the nearest training image, RMS on [0, 1]", "{:.3f}"),
+    "duplicates": ("duplicates", "{:.4f}"),
+}
+BESIDE_SAMPLES = {
+    "": "samples",
+    "_normal": "samples of N(0, I)",
+    "_reconstructions": "reconstructions",
+    "_real": "real images",
+}
 BESIDE = {"": "this model", "_pca": "PCA", "_pixels": "raw pixels", "_random": "untrained encoder"}
-FLAGS = ("epochs", "batch", "lr", "seed", "latent", "width", "channels", "fit", "likelihood", "beta")
+FLAGS = (
+    "epochs",
+    "batch",
+    "lr",
+    "seed",
+    "latent",
+    "width",
+    "activation",
+    "channels",
+    "fit",
+    "likelihood",
+    "beta",
+)
 CAPTIONS = {
     "overview.png": "Originals, their reconstructions, samples, and the way from one image to another.",
     "reconstructions.png": "Test images, and below each what its latents are decoded to.",
@@ -42,6 +70,19 @@ CAPTIONS = {
 
 BERNOULLI = "pixels are 0 or 1, grey ones drawn once."
 BINNED = "the distortion is the probability of\nthe pixels' grey levels (binned), not a density."
+
+SAMPLE_FIGURES = """\
+## Samples
+
+As many images of each kind beside the test images, at temperature 1. Distances and neighbours are taken in
+the features of a small classifier of the training labels (test accuracy {accuracy:.3f}), which knows nothing
+of this model: they compare models of these data, and are no FID. Real images are training images, for the
+distance to the nearest training image test images; a duplicate is nearer to another one than 99 % of the
+test images are to theirs.
+
+{table}
+
+"""
 
 CARD = """\
 # {name}
@@ -66,7 +107,7 @@ SSIM is Wang et al.'s (11×11 Gaussian window, σ = 1.5{window}). Again from the
 vae-train evaluate <this folder> --data {data}{evaluate}
 ```
 
-## Training
+{samples}## Training
 
 ```bash
 {command}
@@ -121,6 +162,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
         pictures=_pictures([name for name in pictures if name != "overview.png"]),
         fitted=f"{metrics['fitted'].n:,}" if "fitted" in metrics else "the",
         figures=_markdown(*figure_table(metrics)),
+        samples=_samples(metrics),
         window="" if side >= 11 else f"; here {side - 1 + side % 2}×{side - 1 + side % 2}, as large as fits",
         evaluate=f" --iwae-k {iwae.k} --iwae-n {iwae.n}" if iwae else "",
         n=len(data.pixels),
@@ -144,6 +186,8 @@ def fit_command(config: Mapping[str, Any], source: str) -> str:
     if size := config.get("image_size"):
         words.append(f"--image-size {size[0]}x{size[1]}")
     words += [f"--{flag} {config[flag]}" for flag in FLAGS if config.get(flag) is not None]
+    if config.get("free_bits"):
+        words.append(f"--free-bits {config['free_bits']}")
     lines = [""]
     for word in words:
         if len(lines[-1]) + len(word) > 96:
@@ -153,16 +197,32 @@ def fit_command(config: Mapping[str, Any], source: str) -> str:
     return "\n".join(lines)
 
 
-def figure_table(metrics: Mapping[str, Metric]) -> tuple[list[str], list[list[str]]]:
+def figure_table(
+    metrics: Mapping[str, Metric],
+    figures: Mapping[str, tuple[str, str]] = FIGURES,
+    others: Mapping[str, str] = BESIDE,
+) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the figures: what, this model, what stands beside it, and of how many images."""
-    beside = [suffix for suffix in BESIDE if any(f"{key}{suffix}" in metrics for key in FIGURES)]
+    beside = [suffix for suffix in others if any(f"{key}{suffix}" in metrics for key in figures)]
     rows = []
-    for key, (title, form) in FIGURES.items():
+    for key, (title, form) in figures.items():
         if key in metrics:
             found = [metrics.get(f"{key}{suffix}") for suffix in beside]
             taken = f"N = {metrics[key].n:,}" + (f", k = {metrics[key].k:,}" if metrics[key].k else "")
             rows.append([title, *(_figure(metric, form) if metric else "–" for metric in found), taken])
-    return ["", *(BESIDE[suffix] for suffix in beside), "of"], rows
+    return ["", *(others[suffix] for suffix in beside), "of"], rows
+
+
+def sample_table(metrics: Mapping[str, Metric]) -> tuple[list[str], list[list[str]]]:
+    """The same of the samples: no rows where there are no such figures."""
+    return figure_table(metrics, SAMPLES, BESIDE_SAMPLES)
+
+
+def _samples(metrics: Mapping[str, Metric]) -> str:
+    if "classifier" not in metrics:
+        return ""
+    table = _markdown(*sample_table(metrics))
+    return SAMPLE_FIGURES.format(accuracy=metrics["classifier"].value, table=table)
 
 
 def _figure(metric: Metric, form: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Fit = Literal["cover", "contain", "stretch"]
 Likelihood = Literal["bernoulli", "gaussian"]
+Activation = Literal["pre", "post"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 # Pixels seen in a run, from which torch.compile is worth it: on one core it takes 20 s (some CPUs: 100 s) and
@@ -35,12 +36,14 @@ class TrainConfig:
     seed: int = 0
     latent: int | None = None  # None: by the image's size, see `default_latent`
     width: int = 32  # the one dial of the network: channels of its first stage
+    activation: Activation = "pre"  # within a residual block, or also after its sum
     image_size: tuple[int, int] | None = None  # height, width; None: the data's own
     channels: int | None = None  # 1 or 3; None: the data's own
     fit: Fit = "contain"  # how images of another shape are brought to `image_size`
     memory_limit: int = 1000  # MB of decoded images; more of them lie in a file that is mapped
     likelihood: Likelihood | Literal["auto"] = "auto"
     beta: float = 1.0  # weight of the rate in the loss; 1 is the ELBO, and validation is always at 1
+    free_bits: float = 0.0  # nats of each latent dimension's mean rate that the loss does not count
     device: str = "auto"
     compile: bool | None = None  # None: where the run is long enough, see `COMPILING_PAYS`
     precision: Precision = "auto"  # of the network in training; auto: what is fast on the processor
@@ -64,6 +67,7 @@ class TrainConfig:
             "seed": 0 <= self.seed < 2**53,  # a JSON number, exactly
             "latent": self.latent is None or self.latent >= 1,
             "width": self.width >= 1,
+            "activation": self.activation in ("pre", "post"),
             "image_size": self.image_size is None or min(self.image_size) >= 4,
             "channels": self.channels in (None, 1, 3),
             "fit": self.fit in ("cover", "contain", "stretch"),
@@ -71,6 +75,7 @@ class TrainConfig:
             "likelihood": self.likelihood in ("auto", "bernoulli", "gaussian"),
             "precision": self.precision in ("auto", "float32", "bfloat16"),
             "beta": 0 <= self.beta < math.inf,
+            "free_bits": 0 <= self.free_bits < math.inf,
             "ema": 0 <= self.ema < 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "lr_warmup": 0 <= self.lr_warmup <= 1,

@@ -21,6 +21,7 @@ from training.data import ByteImages, Images, Part, Say, Slices
 from training.export import CHUNK, draw, encode
 from training.metrics import active_units, log_normal, mean_of, psnr, ssim
 from training.representation import beside_others
+from training.samples import sample_quality
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -53,7 +54,8 @@ def evaluate(
     elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it;
     iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
     N(0, I), and iwae_prior the same under the mixture that is served; mse, psnr, ssim on [0, 1] of
-    reconstructions from the posterior mean; active_units; and what `beside_others` adds.
+    reconstructions from the posterior mean; active_units; and what `beside_others` and
+    `sample_quality` add.
     hole: how much better the fitted mixture explains z ~ q(z|x) than N(0, I) does, in nats.
     """
     images = test_images(engine, data, seed)
@@ -71,6 +73,7 @@ def evaluate(
         z = draw(mean, logvar, seed, 0).reshape(len(mean), -1).astype(np.float64)
         metrics["hole"] = mean_of(priors.log_density(engine.prior.mixture, z) - priors.log_normal(z), seed)
     metrics |= beside_others(engine, data, seed, say)
+    metrics |= sample_quality(engine, data, mean, seed, say)
     return Evaluation(metrics, mean, kl(mean, logvar).mean(axis=0))
 
 

@@ -2,7 +2,8 @@
 
 - Stages halve the image (rounding up) until its longer side is at most 7; the decoder mirrors them and crops.
 - No normalisation layers. BatchNorm's statistics would come from posterior samples and be used on prior
-  samples; and norm-free networks quantise well. Residual branches start at zero instead.
+  samples; and norm-free networks quantise well. Residual branches start at zero instead (`activation: pre`,
+  which reconstructs better), or the sum goes through an activation (`post`, which embeds better).
 - Nearest upsampling and a convolution, not a transposed one: no checkerboard pattern.
 - One dial, `width`: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.config import TrainConfig
+from training.config import Activation, TrainConfig
 
 LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
 SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
@@ -39,6 +40,7 @@ class Shape:
     channels: int
     latent: int
     base: int  # the dial: channels of the first stage
+    activation: Activation = "pre"
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -78,15 +80,32 @@ class Residual(nn.Module):
         return x + inner
 
 
+class PostResidual(nn.Module):
+    """silu(y + conv(silu(conv(y)))) with y = silu(x), as He et al. (arXiv 1512.03385) had it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.silu(x)
+        inner: Tensor = self.last(functional.silu(self.first(y)))
+        return y + inner  # what follows begins with silu
+
+
+RESIDUALS: dict[Activation, type[nn.Module]] = {"pre": Residual, "post": PostResidual}
+
+
 class Encoder(nn.Module):
     """Images float32 [n, c, h, w] in [0, 1] → posterior mean and logvar, float32 [n, d]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        before = shape.channels
+        before, residual = shape.channels, RESIDUALS[shape.activation]
         for channels in shape.stages:
-            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), Residual(channels), nn.SiLU()]
+            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), residual(channels), nn.SiLU()]
             before = channels
         self.stages = nn.Sequential(*layers)
         self.hidden = nn.Linear(shape.features, shape.hidden)
@@ -108,7 +127,7 @@ class Decoder(nn.Module):
         self.hidden = nn.Linear(shape.latent, shape.hidden)
         self.features = nn.Linear(shape.hidden, shape.features)
         channels = shape.stages
-        self.residuals = nn.ModuleList(Residual(c) for c in reversed(channels))
+        self.residuals = nn.ModuleList(RESIDUALS[shape.activation](c) for c in reversed(channels))
         after = (shape.channels, *channels[:-1])
         self.ups = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in zip(reversed(channels), reversed(after), strict=True)
@@ -155,7 +174,7 @@ def build(config: TrainConfig) -> VAE:
     """The network of a resolved config, on the CPU, with weights drawn from the config's seed alone."""
     if config.image_size is None or config.channels is None or config.latent is None:
         raise ValueError("resolve the config first: it does not say the image's shape")
-    shape = Shape(*config.image_size, config.channels, config.latent, config.width)
+    shape = Shape(*config.image_size, config.channels, config.latent, config.width, config.activation)
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
         torch.manual_seed(config.seed)
         return VAE(shape, Encoder(shape), Decoder(shape))

@@ -83,6 +83,11 @@ def terms(
     return Terms(gaussian(squares, math.prod(pixels.shape[1:]), variance), rate(posterior)), squares.sum()
 
 
-def loss(of: Terms, beta: float | Tensor) -> Tensor:
-    """Mean over images of distortion + β·rate summed over latents; β = 1 gives the negative ELBO."""
-    return (of.distortion + beta * of.rate.sum(1)).mean()
+def loss(of: Terms, beta: float | Tensor, free_bits: float = 0.0) -> Tensor:
+    """Mean over images of distortion + β·rate summed over latents; β = 1 gives the negative ELBO.
+
+    With free bits (Kingma et al., arXiv 1606.04934) a dimension whose mean rate over the batch is below so
+    many nats costs these and gets no gradient: it is not given up while it is still worth little.
+    """
+    rates = of.rate.mean(0).clamp(min=free_bits)
+    return of.distortion.mean() + beta * rates.sum()

@@ -12,24 +12,32 @@ from service.runtime.engine import Engine
 from training import calibration, mapping, pictures, report
 from training.card import card
 from training.data import DataError, Images, Part, Say
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import IWAE_K, IWAE_N, Evaluation, evaluate
 from training.export import export
 
 
 def release(
-    checkpoint: Path, data: Images, models: Path, history: Sequence[dict[str, Any]], say: Say = print
+    checkpoint: Path,
+    data: Images,
+    models: Path,
+    history: Sequence[dict[str, Any]],
+    say: Say = print,
+    *,
+    iwae_k: int = IWAE_K,
+    iwae_n: int = IWAE_N,
 ) -> Path:
     """Publish the checkpoint as the next version in the repository `models`; returns the bundle's folder.
 
     The figures and pictures come from the draft's own graphs, so what is published is what was measured;
-    they are also kept in the run's folder for its report. `history`: the lines of metrics.jsonl. Raises
+    they are also kept in the run's folder for its report. `history`: the lines of metrics.jsonl; `iwae_k`,
+    `iwae_n`: samples and images of the importance-weighted bound. Raises
     ExportError when the graphs do not compute what torch computes; then nothing is published.
     """
     with tempfile.TemporaryDirectory() as work:
         say("exporting to ONNX and comparing with torch …")
         draft = with_held_out(export(checkpoint, data, Path(work)), data, say)
         engine = Engine(draft.bundle(), threads=usable_cpus())
-        evaluation = evaluate(engine, data, seed=_seed(draft), say=say)
+        evaluation = evaluate(engine, data, seed=_seed(draft), iwae_k=iwae_k, iwae_n=iwae_n, say=say)
         say("drawing the pictures …")
         _write_card(draft, engine, data, evaluation, history)
         manifest = draft.manifest.model_copy(update={"metrics": evaluation.metrics})

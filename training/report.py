@@ -21,7 +21,7 @@ from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
 from training import checkpoint as checkpoints
 from training import pictures
-from training.card import CAPTIONS, figure_table, fit_command, splits
+from training.card import CAPTIONS, figure_table, fit_command, sample_table, splits
 from training.config import ConfigError, TrainConfig
 from training.data import DataError, Images, Part, Say, Wanted, load
 from training.download import DownloadError
@@ -174,6 +174,8 @@ def page(
             f"<p>On test images, through the exported graphs, ± standard error. PCA, probes and neighbours "
             f"were fitted on {fitted}training images, the probes' penalty chosen on validation.</p>",
         ]
+        if "classifier" in metrics:
+            parts += ["<h2>Samples</h2>", _table(*sample_table(metrics))]
     elif history:
         last = history[-1]["validation"]
         rows = [[name, f"{last[name]:.5g}"] for name in ("elbo", "distortion", "rate", "mse") if name in last]

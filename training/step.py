@@ -44,7 +44,7 @@ def take(
     total = ranks.sum if ranks.size > 1 else None
     terms, squares = objective.terms(config.kind, logits, images, posterior, total=total)
     # DDP takes the mean over processes, whose shares may differ by an image.
-    loss = objective.loss(terms, beta) * (len(images) * ranks.size / config.batch)
+    loss = objective.loss(terms, beta, config.free_bits) * (len(images) * ranks.size / config.batch)
     now.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm_tensor = torch.nn.utils.clip_grad_norm_(now.network.parameters(), clip_bound(config, now.norms))

@@ -6,13 +6,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.nn.functional import silu
 
-from training.config import TrainConfig
+from training.config import ConfigError, TrainConfig
 from training.networks import (
     LOGVAR_LIMIT,
     DecoderGraph,
     EncoderGraph,
     Posterior,
+    PostResidual,
+    Residual,
     Shape,
     build,
     reparameterise,
@@ -122,3 +125,17 @@ def test_the_graphs_export_and_run_on_any_batch(shape, tmp_path):
         assert 0 <= pixels.min() <= pixels.max() <= 1
         np.testing.assert_allclose(pixels, expected_pixels, atol=1e-5)
         np.testing.assert_allclose(image.astype(int), expected_image.int(), atol=1)
+
+
+def test_the_activation_of_residual_blocks_is_a_setting_and_an_old_config_s_is_pre():
+    """`pre` begins as the identity, `post` does not."""
+    x = torch.randn(2, 4, 5, 5)
+    pre, post = Residual(4)(x) - x, PostResidual(4)(x) - silu(x)
+    assert pre.flatten(2).std(dim=2).max() < 1e-5  # the last convolution's bias, the same everywhere
+    assert post.std() > 0.01
+    assert isinstance(small(8, 8, 1, activation="post").encoder.stages[1], PostResidual)
+    old = TrainConfig(image_size=(8, 8), channels=1, latent=6, width=4, activation="post").to_dict()
+    del old["activation"]
+    assert isinstance(build(TrainConfig.from_dict(old)).encoder.stages[1], Residual)
+    with pytest.raises(ConfigError, match="activation"):
+        TrainConfig(activation="none")

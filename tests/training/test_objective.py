@@ -113,3 +113,13 @@ def test_binarisation_is_fresh_seeded_and_keeps_black_and_white():
     white = torch.tensor([0.0, 1.0])
     for extreme in (0.0, 1 - 2**-24):  # the least and the greatest that torch.rand gives
         assert objective.binarise(white, torch.full((2,), extreme)).equal(white)
+
+
+def test_free_bits_leave_dimensions_alone_that_say_less():
+    mean = torch.tensor([[2.0, 0.1], [2.0, 0.3]], requires_grad=True)
+    terms = objective.Terms(torch.tensor([3.0, 5.0]), objective.rate(Posterior(mean, torch.zeros(2, 2))))
+    loss = objective.loss(terms, 2.0, free_bits=0.5)  # rates 2 and 0.025, on average
+    assert loss.item() == pytest.approx(4 + 2 * (2 + 0.5))
+    (gradient,) = torch.autograd.grad(loss, mean)
+    torch.testing.assert_close(gradient, torch.tensor([[2.0, 0.0], [2.0, 0.0]]))
+    assert objective.loss(terms, 2.0).item() == pytest.approx(4 + 2 * 2.025)
