@@ -7,7 +7,7 @@ DOCKER ?= docker
 SERVE := .venv/serve
 DEV := .venv/dev
 
-.PHONY: help serve train test test-all test-service check bench image lock clean
+.PHONY: help serve train test test-all test-service check bench soak image lock clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ check: $(DEV)/ready ## ruff and mypy --strict
 
 bench: $(DEV)/ready ## the service beside raw onnxruntime and other servers: ten minutes on an idle machine
 	$(DEV)/bin/python -m benchmarks.serving
+
+soak: $(DEV)/ready ## ten minutes at twice the load that is admitted, every answer compared
+	$(DEV)/bin/python -m benchmarks.soak
 
 image: ## build the service's container image
 	$(DOCKER) build --target service -t vaeserve .

@@ -1,0 +1,273 @@
+"""Twice the load that may be admitted, for minutes, every answer compared: `python -m benchmarks.soak`.
+
+A real `vae-serve` and clients that never pause: together they always have twice as many rows in hand as may
+be pending. Requests are of every route and of many formats; what each must answer is computed beforehand on
+the same bundle. The exit status is 1 unless every request was answered 200 or 429, every answer was right,
+the p99 of those admitted is within the deadline, and memory stayed flat.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from service.runtime.engine import Engine
+from service.runtime.images import encode_image, read_image
+from service.runtime.repository import Repository
+
+JSON, NPY, NPZ, PNG = "application/json", "application/x-npy", "application/x-npz", "image/png"
+QUEUE_ROWS = 64  # few, so that a few clients are twice the load
+PAUSE = 0.05  # seconds after a 429: Retry-After would end the overload
+TOLERANCE = {"mean": 1e-3, "images": 1}  # batches of other sizes round otherwise
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and the array that must come back: latents, or uint8 images."""
+
+    name: str
+    rows: int
+    method: str
+    url: str
+    accept: str
+    main: str
+    expected: NDArray[Any]
+    content: bytes | None = None
+    content_type: str = JSON
+    files: tuple[bytes, ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        headers = {"Accept": self.accept}
+        if self.files:
+            files = [("images", (f"{i}.png", data, PNG)) for i, data in enumerate(self.files)]
+            return {"headers": headers, "files": files}
+        if self.content is not None:
+            headers["Content-Type"] = self.content_type
+        return {"headers": headers, "content": self.content}
+
+    def wrong(self, body: bytes) -> str | None:
+        """What is wrong with an answer, if anything is."""
+        found = _array(body, self.accept, self.main, self.expected.shape)
+        if found.shape != self.expected.shape:
+            return f"{self.name}: {found.shape} instead of {self.expected.shape}"
+        off = np.abs(found.astype(np.float64) - self.expected).max()
+        return None if off <= TOLERANCE[self.main] else f"{self.name}: off by {off:g}"
+
+
+@dataclass
+class Tally:
+    """What happened; `seconds` are of the requests that were admitted, as the clients saw them."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    checked: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)  # bytes, once a second
+    rows: int = 0
+
+
+def cases(engine: Engine, seed: int = 0) -> list[Case]:
+    """Requests of every route in many formats and sizes."""
+    rng = np.random.default_rng(seed)
+    spec, latent = engine.manifest.image, engine.manifest.latent.shape
+    found: list[Case] = []
+
+    def add(route: str, rows: int, accept: str, expected: NDArray[Any], **more: Any) -> None:
+        main = "mean" if route == "/encode" else "images"
+        kind = more.get("content_type", "form" if more.get("files") else JSON).rpartition("/")[2]
+        name = f"{route} {rows} {kind} → {accept.rpartition('/')[2]}"
+        method = "GET" if "?" in route else "POST"
+        url = f"/models/{engine.manifest.name}{route}"
+        found.append(Case(name, rows, method, url, accept, main, expected, **more))
+
+    for rows, accept in ((1, JSON), (7, NPY), (32, NPZ)):
+        images = rng.integers(0, 256, (rows, spec.height, spec.width, spec.channels), dtype=np.uint8)
+        mean = engine.encode(images).mean
+        again = engine.decode(mean)
+        pngs = tuple(encode_image(image) for image in images)
+        as_json = json.dumps({"images": [base64.b64encode(png).decode() for png in pngs]}).encode()
+        bodies: list[dict[str, Any]] = [
+            {"content": _npy(images), "content_type": NPY},
+            {"content": as_json},
+            {"files": pngs},
+        ]
+        if rows == 1:
+            bodies += [{"content": pngs[0], "content_type": PNG}]
+            bodies += [{"content": json.dumps({"images": images.tolist()}).encode()}]
+        for body in bodies:
+            add("/encode", rows, accept, mean, **body)
+            add("/reconstruct", rows, accept if rows > 1 else PNG, again, **body)
+        latents = rng.standard_normal((rows, *latent)).astype(np.float32)
+        decoded = engine.decode(latents)
+        add("/decode", rows, accept, decoded, content=_npy(latents), content_type=NPY)
+        add("/decode", rows, accept, decoded, content=json.dumps({"latents": latents.tolist()}).encode())
+        drawn = engine.decode(engine.prior.sample(seed=rows, rows=range(rows), temperature=1.0))
+        add("/sample", rows, accept, drawn, content=json.dumps({"n": rows, "seed": rows}).encode())
+        add(f"/sample?n={rows}&seed={rows}", rows, accept if rows > 1 else PNG, drawn)
+    return found
+
+
+async def soak(url: str, pid: int, requests: list[Case], seconds: float, rows: int) -> Tally:
+    """Clients with `rows` rows in hand between them, until the time is over."""
+    tally = Tally()
+    until = time.monotonic() + seconds
+    number = max(1, round(rows / (sum(case.rows for case in requests) / len(requests))))
+    limits = httpx.Limits(max_connections=number)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+
+        async def ask(rng: random.Random) -> None:
+            while time.monotonic() < until:
+                case = rng.choice(requests)
+                started = time.monotonic()
+                try:
+                    answer = await client.request(case.method, case.url, **case.arguments())
+                except httpx.HTTPError as error:
+                    tally.failures.append(f"{case.name}: {error!r}")
+                    continue
+                tally.statuses[answer.status_code] += 1
+                if answer.status_code == 200:
+                    tally.seconds.append(time.monotonic() - started)
+                    tally.checked[case.name] += 1
+                    tally.rows += case.rows
+                    if wrong := case.wrong(answer.content):
+                        tally.wrong.append(wrong)
+                elif answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1:
+                    await asyncio.sleep(rng.uniform(0.5, 1.5) * PAUSE)
+                else:
+                    tally.failures.append(f"{case.name}: {answer.status_code} {answer.text[:200]}")
+
+        async def watch() -> None:
+            while time.monotonic() < until:
+                tally.resident.append(_resident(pid))
+                await asyncio.sleep(1)
+
+        await asyncio.gather(watch(), *(ask(random.Random(index)) for index in range(number)))
+    return tally
+
+
+def verdict(tally: Tally, seconds: float, timeout: float) -> list[tuple[bool, str]]:
+    """What is claimed, whether it holds, and the figures of it."""
+    p50, p99 = np.percentile(tally.seconds or [np.inf], (50, 99))
+    # The first fifth is the warming up: pools, arenas and caches fill once.
+    fifth = max(1, len(tally.resident) // 5)
+    early, late = (
+        np.median(part) / 1e6 for part in (tally.resident[fifth : 2 * fifth], tally.resident[-fifth:])
+    )
+    accepted, refused = tally.statuses[200], tally.statuses[429]
+    return [
+        (
+            accepted > 0 and refused > 0,
+            f"{accepted} admitted ({tally.rows / seconds:.0f} rows/s), {refused} refused",
+        ),
+        (
+            not tally.failures,
+            f"{len(tally.failures)} other answers or broken connections {tally.failures[:3]}",
+        ),
+        (not tally.wrong, f"{len(tally.wrong)} wrong answers {tally.wrong[:3]}"),
+        (
+            bool(p99 <= timeout),
+            f"admitted in p50 {p50:.3f} s, p99 {p99:.3f} s; the deadline is {timeout:g} s",
+        ),
+        (bool(late - early < max(20, 0.1 * early)), f"memory {early:.0f} MB early, {late:.0f} MB at the end"),
+    ]
+
+
+@contextmanager
+def serving(models: Path, timeout: float) -> Iterator[tuple[str, int]]:
+    """A `vae-serve` of its own, ended well: its URL and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = {"--models": models, "--port": port, "--queue-rows": QUEUE_ROWS, "--timeout": timeout}
+    command = [Path(sys.executable).with_name("vae-serve"), "--no-access-log"]
+    command += [part for flag in flags.items() for part in flag]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _until_ready(url, process)
+            yield url, process.pid
+        finally:
+            process.terminate()
+    if process.returncode:
+        raise SystemExit(f"vae-serve ended with {process.returncode}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path("models"), help="a repository; its first model")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--timeout", type=float, default=10, help="the deadline, in seconds")
+    options = parser.parse_args()
+    repository = Repository(options.models)
+    repository.load()
+    (engine,) = next(iter(repository.engines.values())).values()
+    requests = cases(engine)
+    with serving(options.models, options.timeout) as (url, pid):
+        tally = asyncio.run(soak(url, pid, requests, options.seconds, 2 * QUEUE_ROWS))
+    claims = verdict(tally, options.seconds, options.timeout)
+    print(f"{options.seconds:g} s of {len(requests)} kinds of requests to {engine.manifest.reference}")
+    for holds, text in claims:
+        print(f"{'ok ' if holds else 'BAD'} {text}")
+    sys.exit(not all(holds for holds, _ in claims))
+
+
+def _array(body: bytes, media_type: str, main: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if media_type == NPY:
+        found: NDArray[Any] = np.load(io.BytesIO(body))
+    elif media_type == NPZ:
+        with np.load(io.BytesIO(body)) as archive:
+            found = archive[main]
+    elif media_type == PNG:
+        found = _image(body, shape)[np.newaxis]
+    elif main == "images":
+        found = np.stack([_image(base64.b64decode(each), shape) for each in json.loads(body)[main]])
+    else:
+        found = np.array(json.loads(body)[main])
+    return found
+
+
+def _image(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return read_image(data, height=shape[1], width=shape[2], channels=shape[3], fit="contain")
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("vae-serve does not become ready")
+
+
+if __name__ == "__main__":
+    main()

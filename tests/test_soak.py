@@ -1,0 +1,19 @@
+"""Half a minute of `make soak`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of another process")
+def test_half_a_minute_at_twice_the_load_that_is_admitted():
+    command = [sys.executable, "-m", "benchmarks.soak", "--seconds", "30", "--timeout", "30"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok ") == 5
