@@ -90,6 +90,14 @@ def create_app(
         version=version("vaeserve"),
         description=DESCRIPTION,
         lifespan=life,
+        # FastAPI's own, inert unless asked for. No logs: they would quote what was sent.
+        telemetry={
+            "auto_configure": settings.otel,
+            "tracing": settings.otel,
+            "metrics": settings.otel,
+            "logs": False,
+            "operation_spans": False,
+        },
         # A client that is sent elsewhere by a slash would have to send its images twice.
         redirect_slashes=False,
         middleware=[  # from the outside in
@@ -104,7 +112,8 @@ def create_app(
                 read_timeout=settings.read_timeout,
                 timeout=settings.timeout,
             ),
-            Middleware(Direct, operations=COMPUTING),
+            # FastAPI would not see which route was traced.
+            *([] if settings.otel else [Middleware(Direct, operations=COMPUTING)]),
         ],
         exception_handlers={
             kind: problems.answer for kind in (Problem, HTTPException, RequestValidationError)

@@ -15,10 +15,10 @@ from uvicorn.config import STARTUP_FAILURE
 
 from service.app import create_app
 from service.banner import banner
+from service.logs import log_config
 from service.protocol import Http
 from service.served import Service
 from service.settings import GRACE, Settings
-from service.telemetry import log_config
 
 # Load balancers keep idle connections for 60 s; who closes first must be them, or a request gets lost.
 KEEP_ALIVE = 75
@@ -94,7 +94,7 @@ def serve_as_worker(
 
     `tell` is told once whether this worker can serve, with the banner or the reason.
     """
-    logging.config.dictConfig(log_config(settings.log_level))
+    logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
 
     def on_loaded(service: Service) -> None:
         if service.failure:
@@ -115,7 +115,7 @@ def _config(settings: Settings, app: FastAPI) -> uvicorn.Config:
         http=Http,
         ws="none",
         lifespan="on",
-        log_config=log_config(settings.log_level),
+        log_config=log_config(settings.log_level, settings.log_format),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         access_log=False,  # ours has the request id and the time

@@ -1,6 +1,8 @@
 """Everything that can be set about the service: one class is the environment, the flags and the help."""
 
+import os
 import ssl
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,14 @@ from service.runtime.cpus import usable_cpus
 MIB = 1 << 20
 # What is in flight when the service is stopped takes milliseconds; this is for the slowest uploads.
 GRACE = 30
+
+
+# OpenTelemetry's own variables, of which one has to say where to.
+COLLECTORS = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+)
 
 
 class WrongSettings(ValueError):
@@ -149,6 +159,11 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="lines for people, or an object a line for whatever collects logs"
     )
+    otel: bool = Field(
+        False,
+        description="send traces and request metrics to a collector, as OTEL_EXPORTER_OTLP_ENDPOINT and "
+        "OpenTelemetry's other variables say; needs `pip install 'vaeserve[otel]'`",
+    )
     access_log: bool = Field(
         True,
         description="one line for each request: method, path, status, milliseconds and id, never contents",
@@ -173,6 +188,10 @@ class Settings(BaseSettings):
     def check(self) -> None:
         """WrongSettings for what would fail later, and in every worker."""
         self.keys()
+        if self.otel and find_spec("opentelemetry.exporter") is None:
+            raise WrongSettings("--otel needs OpenTelemetry's exporter: pip install 'vaeserve[otel]'")
+        if self.otel and not any(name in os.environ for name in COLLECTORS):
+            raise WrongSettings(f"--otel needs {COLLECTORS[0]}, the URL of a collector")
         if self.tls_key and not self.tls_cert:
             raise WrongSettings("--tls-key is of no use without --tls-cert")
         if self.tls_cert:

@@ -1,4 +1,4 @@
-"""Who asked, how long each step took, and how that is logged: request ids, Server-Timing, log lines.
+"""Who asked, and how long each step took: request ids, Server-Timing, a line in the log.
 
 Images, latents and query strings are never logged.
 """
@@ -8,13 +8,15 @@ import re
 import secrets
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from time import localtime, perf_counter, strftime
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.headers import header
-from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.metrics import Metrics  # which a supervisor, who only logs, can do without
 
 log = logging.getLogger("service.access")
 
@@ -85,7 +87,7 @@ class RequestTrace:
     And counts it, under the path of the route that it found: routers leave that in the scope.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool = True) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: "Metrics", access_log: bool = True) -> None:
         self.app = app
         self.metrics = metrics
         self.access_log = access_log
@@ -117,63 +119,23 @@ class RequestTrace:
             route = getattr(scope.get("route"), "path", None)
             self.metrics.answered(route, scope["method"], status, trace.seconds, trace.problem)
             if self.access_log:
-                _log(scope["method"], _printable(scope["path"]), status, (perf_counter() - started) * 1e3)
+                _log(
+                    method=scope["method"],
+                    path=_printable(scope["path"]),
+                    status=status,
+                    milliseconds=(perf_counter() - started) * 1e3,
+                    problem=trace.problem,
+                )
             _trace.reset(token)
 
 
-def _log(*values: object) -> None:
+def _log(**fields: object) -> None:
     """One line; log.info() would search for the line of code that it comes from, which takes longer."""
     if log.isEnabledFor(logging.INFO):
-        text = "%s %s %d %.1f ms"
-        log.handle(logging.LogRecord(log.name, logging.INFO, __file__, 0, text, values, None))
+        text = "%(method)s %(path)s %(status)d %(milliseconds).1f ms"
+        log.handle(logging.LogRecord(log.name, logging.INFO, __file__, 0, text, (fields,), None))
 
 
 def _printable(path: str) -> str:
     """The path, unable to forge a line of the log."""
     return path if path.isprintable() else ascii(path)
-
-
-LINE = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
-
-
-class Formatter(logging.Formatter):
-    """Formats each second once: there are thousands of lines in one."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._second = (0, "")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        second, text = self._second
-        if second != int(record.created):
-            text = strftime("%Y-%m-%d %H:%M:%S", localtime(record.created))
-            self._second = (int(record.created), text)
-        return f"{text},{int(record.msecs):03d}"
-
-
-class RequestId(logging.Filter):
-    """Gives every record of the log the id of its request."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id()
-        return True
-
-
-def log_config(level: str) -> dict[str, Any]:
-    """For logging.config.dictConfig: everything to stderr, uvicorn's and onnxruntime's lines too."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "filters": {"request_id": {"()": RequestId}},
-        "formatters": {"text": {"()": Formatter, "fmt": LINE}},
-        "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "text", "filters": ["request_id"]}
-        },
-        "root": {"level": level.upper(), "handlers": ["stderr"]},
-        "loggers": {
-            # What uvicorn says at info level about its own start and stop, our banner says better.
-            "uvicorn": {"level": "DEBUG" if level == "debug" else "WARNING"},
-            # It warns of every form that is malformed, which is the client's affair and told to it.
-            "python_multipart": {"level": "ERROR"},
-        },
-    }

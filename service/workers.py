@@ -6,6 +6,7 @@ it will never be; the other way nothing is said but by closing it: stop. So work
 """
 
 import logging
+import logging.config
 import multiprocessing
 import os
 import shutil
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 from prometheus_client import Counter, values
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.logs import log_config
 from service.settings import GRACE, Settings
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Place:
 
 def serve_with_workers(settings: Settings, listener: socket.socket, url: str) -> int:
     """Serve until told to stop; the exit status."""
+    logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
     try:
         temporary = TemporaryDirectory(prefix="vaeserve-", ignore_cleanup_errors=True)
     except OSError as error:
