@@ -243,8 +243,11 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Whether there are models: 503 while there are none."""
-    _ = request.app.state.service.models
+    """Whether it can serve: 503 while it has no models, or is stopping."""
+    service: Service = request.app.state.service
+    if service.draining:
+        raise problems.Draining("The service is stopping; send requests to another replica.")
+    _ = service.models
     return _json({"live": True, "ready": True})  # the specification's text and its example differ
 
 
