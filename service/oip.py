@@ -318,17 +318,13 @@ async def statistics(request: Request) -> Response:
 
 async def index(request: Request) -> Response:
     """All models, those too that were refused. The body may be empty, or {"ready": true}."""
-    data = await request.body()
-    try:
-        asked = orjson.loads(data) if data.strip() else {}
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The request is no JSON ({error}); leave it empty.") from None
+    asked = await _asked(request)
     models = _models(request)
     listed = [
         {"name": each.full_name, "version": each.version, "state": "READY", "reason": ""}
         for each in _all(models)
     ]
-    if not (isinstance(asked, dict) and asked.get("ready")):
+    if not asked.get("ready"):
         listed += [
             {
                 "name": f"{PurePath(path).parent.name}.{function}",
@@ -340,6 +336,27 @@ async def index(request: Request) -> Response:
             for function in FUNCTIONS
         ]
     return _json(listed)
+
+
+async def load(request: Request) -> Response:
+    """Take up what lies in the repository now, and answer once the model is served. Only with an API key."""
+    name = request.path_params["name"]
+    parameters = (await _asked(request)).get("parameters") or {}
+    if parameters:
+        raise InvalidRequest("Models come from the repository's folder alone; leave out `parameters`.")
+    service: Service = request.app.state.service
+    await service.load()
+    if _vae(name) not in service.models.loaded:
+        refused = [
+            why for path, why in service.models.refused.items() if PurePath(path).parent.name == _vae(name)
+        ]
+        raise UnknownModel(f"There is no model {name[:80]!r} in the repository{': '.join(['', *refused])}.")
+    return _json({})
+
+
+async def unload(request: Request) -> Response:
+    """Always refused: a model is served as long as it lies in the repository."""
+    raise InvalidRequest("A model is unloaded by taking its folder out of the repository; then load another.")
 
 
 class Statistics:
@@ -383,12 +400,37 @@ ROUTES: tuple[tuple[str, str, Callable[[Request], Awaitable[Response]]], ...] = 
     ("POST", "/v2/repository/index", index),
 )
 
+# These change what is served, so they are not there for everybody.
+CHANGING = (
+    ("POST", "/v2/repository/models/{name}/load", load),
+    ("POST", "/v2/repository/models/{name}/unload", unload),
+)
+
 
 def add_routes(app: FastAPI) -> None:
     """Everything under /v2. As plain routes: nothing in them is for FastAPI to read."""
     app.state.oip_statistics = Statistics()
-    for method, path, endpoint in ROUTES:
+    service: Service = app.state.service
+    for method, path, endpoint in ROUTES + (CHANGING if service.settings.keys() else ()):
         app.add_route(path, endpoint, methods=[method], include_in_schema=False)
+
+
+async def _asked(request: Request) -> dict[str, Any]:
+    """The JSON object of a body, which may be left out."""
+    data = await request.body()
+    try:
+        asked = orjson.loads(data) if data.strip() else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The request is no JSON ({error}); leave it empty.") from None
+    if not isinstance(asked, dict):
+        raise InvalidRequest("The request is no JSON object; leave it empty.")
+    return asked
+
+
+def _vae(name: str) -> str:
+    """The VAE's own name: what changes state is about all of its functions."""
+    vae, _, function = name.rpartition(".")
+    return vae if function in FUNCTIONS else name
 
 
 def _models(request: Request) -> ServedModels:

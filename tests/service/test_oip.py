@@ -165,6 +165,31 @@ def test_what_was_refused_is_in_the_index(tmp_path):
         assert {each["name"] for each in only_ready} == {f"good.{function}" for function in FUNCTIONS}
 
 
+def test_with_an_api_key_what_is_new_can_be_loaded(tmp_path):
+    make_bundle(tmp_path, "first")
+    key = {"Authorization": "Bearer secret"}
+    with in_a_thread(Settings(models=tmp_path, api_keys="secret", poll=0)) as url:
+        client = triton.InferenceServerClient(url.removeprefix("http://"))
+        with pytest.raises(InferenceServerException, match="asks for an API key") as caught:
+            client.load_model("second")
+        assert caught.value.status() == "401"
+        with pytest.raises(InferenceServerException, match="no model 'second' in the repository"):
+            client.load_model("second", headers=key)
+        bad = make_bundle(tmp_path, "second")
+        whole = (bad / "encoder.onnx").read_bytes()
+        (bad / "encoder.onnx").write_bytes(b"x" * len(whole))
+        with pytest.raises(InferenceServerException, match=r"in the repository: .*encoder\.onnx"):
+            client.load_model("second", headers=key)
+        make_bundle(tmp_path, "second")
+        client.load_model("second", headers=key)
+        assert client.is_model_ready("second.encode", headers=key)
+        with pytest.raises(InferenceServerException, match="leave out `parameters`"):
+            client.load_model("third", headers=key, config="{}")
+        with pytest.raises(InferenceServerException, match="taking its folder out"):
+            client.unload_model("second", headers=key)
+        client.close()
+
+
 def test_statistics_are_whole_and_true(tmp_path):
     bundle = make_bundle(tmp_path)
     with in_a_thread(Settings(models=bundle)) as url:
