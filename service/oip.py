@@ -8,154 +8,24 @@ are called what the graphs call them. docs/oip.md has the details for people.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
-from numpy.typing import NDArray
 
 from service import problems, tensors
+from service.oip_models import FUNCTIONS, Arrays, Chosen, Specs, choose, every
 from service.problems import InvalidRequest, UnknownModel
-from service.runtime.bundle import Manifest
-from service.served import SMALL_VALUES, ServedModel, ServedModels, Service
+from service.served import SMALL_VALUES, ServedModels, Service
 from service.statistics import Executions, Requests
 from service.telemetry import seconds, timed
-from service.tensors import Inference, Spec
+from service.tensors import Inference
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics", "parameters"]
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
-SEEDS = 2**53
-
-Arrays = Mapping[str, NDArray[Any]]
-Specs = tuple[Spec, ...]
-
-
-# --- the models of the protocol ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Function:
-    """What a VAE can do, as a model of the protocol."""
-
-    inputs: Callable[[Manifest], Specs]
-    outputs: Callable[[Manifest], Specs]
-    run: Callable[[ServedModel, Inference], Awaitable[Arrays]]
-    graph: str | None = None  # the one graph that it is a run of; None: several steps
-
-
-def _image(manifest: Manifest) -> Spec:
-    return Spec("image", "UINT8", (manifest.image.height, manifest.image.width, manifest.image.channels))
-
-
-def _latent(name: str, manifest: Manifest) -> Spec:
-    return Spec(name, "FP32", manifest.latent.shape)
-
-
-async def _encode(model: ServedModel, asked: Inference) -> Arrays:
-    return (await model.encode(asked.inputs["image"]))._asdict()
-
-
-async def _decode(model: ServedModel, asked: Inference) -> Arrays:
-    return {"image": await model.decode(asked.inputs["z"])}
-
-
-async def _reconstruct(model: ServedModel, asked: Inference) -> Arrays:
-    """As /reconstruct: the mean is decoded, and `error` is the squared error on [0, 1]."""
-    images = asked.inputs["image"]
-    again = await model.decode((await model.encode(images)).mean)
-    error = [np.square(a.astype(np.float32) - b).mean() / 255**2 for a, b in zip(images, again, strict=True)]
-    return {"image": again, "error": np.array(error, np.float32)[:, np.newaxis]}
-
-
-async def _sample(model: ServedModel, asked: Inference) -> Arrays:
-    """Each row as /sample with n = 1 and that seed; the parameter `temperature` is for all of them."""
-    seeds = asked.inputs["seed"][:, 0]
-    if not ((seeds >= 0) & (seeds < SEEDS)).all():
-        raise InvalidRequest("`seed` must be from 0 to 2^53 - 1.")
-    temperature = asked.parameters.get("temperature", 1.0)
-    if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
-        raise InvalidRequest("The parameter `temperature` must be a number from 0 to 10.")
-    latents = [model.prior.sample(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds]
-    z = np.concatenate(latents)
-    return {"image": await model.decode(z), "z": z}
-
-
-FUNCTIONS: dict[str, Function] = {
-    "encode": Function(
-        inputs=lambda its: (_image(its),),
-        outputs=lambda its: (_latent("mean", its), _latent("logvar", its)),
-        run=_encode,
-        graph="encoder",
-    ),
-    "decode": Function(
-        inputs=lambda its: (_latent("z", its),),
-        outputs=lambda its: (_image(its),),
-        run=_decode,
-        graph="decoder",
-    ),
-    "reconstruct": Function(
-        inputs=lambda its: (_image(its),),
-        outputs=lambda its: (_image(its), Spec("error", "FP32", (1,))),
-        run=_reconstruct,
-    ),
-    "sample": Function(
-        inputs=lambda its: (Spec("seed", "INT64", (1,)),),
-        outputs=lambda its: (_image(its), _latent("z", its)),
-        run=_sample,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """One function of one version of a VAE: a model of the protocol."""
-
-    served: ServedModel
-    name: str  # the function's
-
-    @property
-    def function(self) -> Function:
-        return FUNCTIONS[self.name]
-
-    @property
-    def full_name(self) -> str:
-        return f"{self.served.manifest.name}.{self.name}"
-
-    @property
-    def version(self) -> str:
-        return str(self.served.manifest.version)
-
-    @property
-    def inputs(self) -> Specs:
-        return self.function.inputs(self.served.manifest)
-
-    @property
-    def outputs(self) -> Specs:
-        return self.function.outputs(self.served.manifest)
-
-
-def _choose(models: ServedModels, path: Mapping[str, str]) -> Chosen:
-    """The model that the path names; without a version, the newest."""
-    name, _, function = path["name"].rpartition(".")
-    if function not in FUNCTIONS or name not in models.loaded:
-        there = ", ".join(f"{name}.{function}" for name in sorted(models.loaded) for function in FUNCTIONS)
-        raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
-    return Chosen(models.choose(f"{name}@{path['version']}" if "version" in path else name), function)
-
-
-def _all(models: ServedModels) -> list[Chosen]:
-    return [
-        Chosen(served, function)
-        for _, versions in sorted(models.loaded.items())
-        for _, served in sorted(versions.items())
-        for function in FUNCTIONS
-    ]
-
 
 # --- infer ------------------------------------------------------------------------------------------------
 
@@ -164,13 +34,13 @@ async def infer(request: Request) -> Response:
     """Tensors in, tensors out, in JSON or in binary, each side compressed or not."""
     started = time.perf_counter_ns()
     service: Service = request.app.state.service
-    chosen = _choose(service.models, request.path_params)
+    chosen = choose(service.models, request.path_params)
     counts = _statistics(request.app).requests(chosen)
     try:
         with timed("read"):
             asked = await _read(request, service, chosen)
         async with asyncio.timeout(_deadline(asked.parameters)):
-            arrays = await chosen.function.run(chosen.served, asked)
+            arrays = await chosen.function.run(service, chosen.served, asked)
         with timed("write"):
             response = await _write(request, service, chosen, asked, arrays)
     except BaseException as error:
@@ -258,18 +128,18 @@ async def server(request: Request) -> Response:
 
 async def models(request: Request) -> Response:
     """The names of all models, as KServe lists them."""
-    return _json({"models": list(dict.fromkeys(each.full_name for each in _all(_models(request))))})
+    return _json({"models": list(dict.fromkeys(each.full_name for each in every(_models(request))))})
 
 
 async def model_ready(request: Request) -> Response:
     """Whether a model is loaded: 404 if not."""
-    chosen = _choose(_models(request), request.path_params)
+    chosen = choose(_models(request), request.path_params)
     return _json({"name": chosen.full_name, "ready": True})
 
 
 async def metadata(request: Request) -> Response:
     """Names, types and shapes of a model's tensors; -1 is the number of rows."""
-    chosen = _choose(_models(request), request.path_params)
+    chosen = choose(_models(request), request.path_params)
 
     def described(specs: Specs) -> list[dict[str, Any]]:
         return [{"name": s.name, "datatype": s.datatype, "shape": [-1, *s.row]} for s in specs]
@@ -288,7 +158,7 @@ async def metadata(request: Request) -> Response:
 
 async def config(request: Request) -> Response:
     """The same as Triton's configuration of a model, where dimensions leave the rows out."""
-    chosen = _choose(_models(request), request.path_params)
+    chosen = choose(_models(request), request.path_params)
     versions = _models(request).versions(chosen.served.manifest.name)
     limits = request.app.state.service.settings
 
@@ -312,7 +182,7 @@ async def config(request: Request) -> Response:
 async def statistics(request: Request) -> Response:
     """What was counted since the start of this process, of one model or of all."""
     path = request.path_params
-    chosen = [_choose(_models(request), path)] if path else _all(_models(request))
+    chosen = [choose(_models(request), path)] if path else every(_models(request))
     return _json({"model_stats": [_statistics(request.app).shown(each) for each in chosen]})
 
 
@@ -322,7 +192,7 @@ async def index(request: Request) -> Response:
     models = _models(request)
     listed = [
         {"name": each.full_name, "version": each.version, "state": "READY", "reason": ""}
-        for each in _all(models)
+        for each in every(models)
     ]
     if not asked.get("ready"):
         listed += [

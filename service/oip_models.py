@@ -1,0 +1,146 @@
+"""One VAE as several models of the Open Inference Protocol: what each takes, gives and does.
+
+A model of that protocol has one set of inputs and outputs. Tensors are called what the graphs call them.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.problems import InvalidRequest, UnknownModel
+from service.runtime.bundle import Manifest
+from service.runtime.calibration import squared_error
+from service.served import ServedModel, ServedModels, Service
+from service.tensors import Inference, Spec
+
+SEEDS = 2**53
+
+Arrays = Mapping[str, NDArray[Any]]
+Specs = tuple[Spec, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a VAE can do, as a model of the protocol."""
+
+    inputs: Callable[[Manifest], Specs]
+    outputs: Callable[[Manifest], Specs]
+    run: Callable[[Service, ServedModel, Inference], Awaitable[Arrays]]
+    graph: str | None = None  # the one graph that it is a run of; None: several steps
+
+
+def _image(manifest: Manifest) -> Spec:
+    return Spec("image", "UINT8", (manifest.image.height, manifest.image.width, manifest.image.channels))
+
+
+def _latent(name: str, manifest: Manifest) -> Spec:
+    return Spec(name, "FP32", manifest.latent.shape)
+
+
+async def _encode(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+    return (await model.encode(asked.inputs["image"]))._asdict()
+
+
+async def _decode(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+    return {"image": await model.decode(asked.inputs["z"])}
+
+
+async def _reconstruct(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+    """As /reconstruct: the mean is decoded, and `error` is the squared error on [0, 1]."""
+    images = asked.inputs["image"]
+    again = await model.decode((await model.encode(images)).mean)
+    error = await service.run(images.size, lambda: squared_error(images, again))
+    model.metrics.reconstructed(error)
+    return {"image": again, "error": error[:, np.newaxis]}
+
+
+async def _sample(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+    """Each row as /sample with n = 1 and that seed; the parameter `temperature` is for all of them."""
+    seeds = asked.inputs["seed"][:, 0]
+    if not ((seeds >= 0) & (seeds < SEEDS)).all():
+        raise InvalidRequest("`seed` must be from 0 to 2^53 - 1.")
+    temperature = asked.parameters.get("temperature", 1.0)
+    if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
+        raise InvalidRequest("The parameter `temperature` must be a number from 0 to 10.")
+
+    def draw() -> NDArray[np.float32]:
+        rows = (model.prior.sample(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds)
+        return np.concatenate(list(rows))
+
+    z = await service.run(len(seeds) * model.manifest.latent.size, draw)
+    return {"image": await model.decode(z), "z": z}
+
+
+FUNCTIONS: dict[str, Function] = {
+    "encode": Function(
+        inputs=lambda its: (_image(its),),
+        outputs=lambda its: (_latent("mean", its), _latent("logvar", its)),
+        run=_encode,
+        graph="encoder",
+    ),
+    "decode": Function(
+        inputs=lambda its: (_latent("z", its),),
+        outputs=lambda its: (_image(its),),
+        run=_decode,
+        graph="decoder",
+    ),
+    "reconstruct": Function(
+        inputs=lambda its: (_image(its),),
+        outputs=lambda its: (_image(its), Spec("error", "FP32", (1,))),
+        run=_reconstruct,
+    ),
+    "sample": Function(
+        inputs=lambda its: (Spec("seed", "INT64", (1,)),),
+        outputs=lambda its: (_image(its), _latent("z", its)),
+        run=_sample,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One function of one version of a VAE: a model of the protocol."""
+
+    served: ServedModel
+    name: str  # the function's
+
+    @property
+    def function(self) -> Function:
+        return FUNCTIONS[self.name]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.served.manifest.name}.{self.name}"
+
+    @property
+    def version(self) -> str:
+        return str(self.served.manifest.version)
+
+    @property
+    def inputs(self) -> Specs:
+        return self.function.inputs(self.served.manifest)
+
+    @property
+    def outputs(self) -> Specs:
+        return self.function.outputs(self.served.manifest)
+
+
+def choose(models: ServedModels, path: Mapping[str, str]) -> Chosen:
+    """The model that the path names; without a version, the newest."""
+    name, _, function = path["name"].rpartition(".")
+    if function not in FUNCTIONS or name not in models.loaded:
+        there = ", ".join(f"{name}.{function}" for name in sorted(models.loaded) for function in FUNCTIONS)
+        raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
+    return Chosen(models.choose(f"{name}@{path['version']}" if "version" in path else name), function)
+
+
+def every(models: ServedModels) -> list[Chosen]:
+    return [
+        Chosen(served, function)
+        for _, versions in sorted(models.loaded.items())
+        for _, served in sorted(versions.items())
+        for function in FUNCTIONS
+    ]
