@@ -166,7 +166,10 @@ class Loader:
         self._thread = thread
         self._metrics = metrics
         self._repository = Repository(
-            settings.models, threads=settings.model_threads(), keep=settings.kept_versions()
+            settings.models,
+            threads=settings.model_threads(),
+            keep=settings.kept_versions(),
+            provider=settings.provider,
         )
         self._served: dict[Engine, ServedModel] = {}
         self._unloaded = False  # something, the last time

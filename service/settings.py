@@ -67,6 +67,10 @@ class Settings(BaseSettings):
         description="onnxruntime threads of a process; unset: the CPUs this process may really use (by "
         "affinity and container quota) over the workers, less one for requests",
     )
+    provider: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="what computes; cuda needs onnxruntime-gpu in place of onnxruntime, and never falls back",
+    )
     max_body: ByteSize = Field(
         ByteSize(32 * MIB),
         ge=1024,

@@ -1,6 +1,6 @@
 """Runs a bundle: onnxruntime sessions that proved themselves on the golden vectors before first use."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,19 @@ from service.runtime.calibration import read_calibration
 from service.runtime.latent_map import read_map
 from service.runtime.ort import ort
 from service.runtime.prior import read_prior
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS: dict[Provider, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": (
+        "CUDAExecutionProvider",
+        {
+            "use_tf32": "0",  # its ten bits of mantissa are off the golden vectors
+            "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive one takes seconds for each new batch size
+            "arena_extend_strategy": "kSameAsRequested",
+        },
+    ),
+}
 
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
@@ -37,10 +50,11 @@ class Engine:
         *,
         threads: int = 1,
         optimise: bool = True,
-        provider: str = "CPUExecutionProvider",
+        provider: Provider = "cpu",
     ) -> None:
         """`threads`: intra-op threads of each session. `optimise=False` is for tests: the golden
         vectors must hold without graph optimisation as well."""
+        check_provider(provider)
         self.bundle = bundle
         self.prior = read_prior(bundle)
         self.calibration = read_calibration(bundle)
@@ -118,6 +132,17 @@ class Engine:
                 )
 
 
+def check_provider(provider: Provider) -> None:
+    """BundleError when onnxruntime has no such provider: it would take the CPU, with a log line only."""
+    if PROVIDERS[provider][0] not in ort.get_available_providers():
+        raise BundleError(
+            f"{provider} was asked for, and this onnxruntime has no {PROVIDERS[provider][0]}; "
+            "install onnxruntime-gpu in its place, or leave out --provider"
+        )
+    if provider == "cuda":
+        ort.preload_dlls()  # CUDA and cuDNN that were installed by pip
+
+
 def _options(threads: int, optimise: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads  # 1 = no pool, the calling thread computes
@@ -131,19 +156,21 @@ def _options(threads: int, optimise: bool) -> ort.SessionOptions:
     return options
 
 
-def _session(bundle: Bundle, name: str, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
+def _session(
+    bundle: Bundle, name: str, options: ort.SessionOptions, provider: Provider
+) -> ort.InferenceSession:
     graph = bundle.read(name)  # verified bytes: what is checked is what runs, whatever happens on disk
     try:
-        session = ort.InferenceSession(graph, options, providers=[provider])
+        session = ort.InferenceSession(graph, options, providers=[PROVIDERS[provider]])
     except Exception as error:  # onnxruntime raises a dozen types here, none with a common base
         raise BundleError(
             f"{bundle.path / name}: onnxruntime cannot load it ({_first_line(error)}); export the model again"
         ) from error
     session.disable_fallback()
-    if session.get_providers()[0] != provider:  # onnxruntime falls back to the CPU with a log line only
+    if session.get_providers()[0] != PROVIDERS[provider][0]:  # present, and yet it did not start
         raise BundleError(
-            f"{bundle.path / name}: {provider} was asked for and is not there, onnxruntime has "
-            f"{', '.join(ort.get_available_providers())}; install the matching onnxruntime package"
+            f"{bundle.path / name}: {provider} was asked for and does not work here, onnxruntime took "
+            f"{session.get_providers()[0]} instead and its message says why; check driver, CUDA and cuDNN"
         )
     return session
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from service.runtime.bundle import MANIFEST, BundleError, read_bundle, versions
-from service.runtime.engine import Engine
+from service.runtime.engine import Engine, Provider, check_provider
 
 
 class Repository:
@@ -13,9 +13,12 @@ class Repository:
     versions of each model are kept open, the newest good ones; None keeps all.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, keep: int | None = 1) -> None:
+    def __init__(
+        self, path: Path, *, threads: int = 1, keep: int | None = 1, provider: Provider = "cpu"
+    ) -> None:
         self.path = path
         self.threads = threads
+        self.provider = provider
         self.keep = keep
         self.engines: dict[str, dict[int, Engine]] = {}
         self.refused: dict[str, str] = {}
@@ -27,6 +30,7 @@ class Repository:
         What was refused is not tried again before it changes on disk. The last version of a model stays open
         even when its folder is gone: a mistake on disk must not take a model away from those who use it.
         """
+        check_provider(self.provider)
         found = find(self.path)
         engines = dict(self.engines)  # replaced as a whole: others may be reading it
         for candidates in found.values():
@@ -51,7 +55,7 @@ class Repository:
         if str(path) in self.refused and self._state.get(path) == state:
             return None
         try:
-            engine = open_engine(path, threads=self.threads)
+            engine = open_engine(path, threads=self.threads, provider=self.provider)
         except BundleError as error:
             self.refused[str(path)], self._state[path] = str(error), state
             return None
@@ -77,7 +81,7 @@ def find(path: Path) -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def open_engine(path: Path, *, threads: int = 1) -> Engine:
+def open_engine(path: Path, *, threads: int = 1, provider: Provider = "cpu") -> Engine:
     """Verify and open the bundle at `path`; its folder must agree with what its manifest says it is."""
     bundle = read_bundle(path)
     manifest, folder = bundle.manifest, path.resolve()
@@ -89,7 +93,7 @@ def open_engine(path: Path, *, threads: int = 1) -> Engine:
             f"{path} says it is {manifest.reference}; put it at {manifest.name}/{manifest.version} "
             "or publish it under the name that you want"
         )
-    return Engine(bundle, threads=threads)
+    return Engine(bundle, threads=threads, provider=provider)
 
 
 def _state(path: Path) -> object:

@@ -99,6 +99,15 @@ def test_nothing_to_serve_is_said_in_one_sentence(tmp_path, free_port, workers):
     ]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_provider_that_is_not_there_is_said_in_one_sentence(repository, free_port, workers):
+    ended = run("--models", repository, "--port", free_port, "--provider", "cuda", "--workers", workers)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert "vae-serve: cuda was asked for" in line
+    assert "install onnxruntime-gpu in its place, or leave out --provider" in line
+
+
 def test_the_reason_of_a_single_bad_bundle_is_said(tmp_path, free_port):
     bundle = make_bundle(tmp_path)
     (bundle / "golden.npz").write_bytes(b"")

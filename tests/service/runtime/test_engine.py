@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from service.runtime import engine
 from service.runtime.bundle import BundleError, Draft, read_bundle
 from service.runtime.engine import Engine
 from service.runtime.repository import Repository, find, open_engine
@@ -92,11 +93,18 @@ def test_bytes_that_are_no_graph_are_refused(draft):
 
 
 def test_a_provider_that_is_not_there_is_refused_instead_of_falling_back(draft):
+    with pytest.raises(BundleError, match=r"cuda was asked for, and .*install onnxruntime-gpu in its place"):
+        Engine(draft.bundle(), provider="cuda")
+
+
+def test_a_provider_that_does_not_start_is_refused_instead_of_falling_back(draft, monkeypatch):
+    """As with onnxruntime-gpu on a machine without a driver: onnxruntime computes on the CPU then."""
+    monkeypatch.setattr(engine, "check_provider", lambda provider: None)
     with (
         pytest.warns(UserWarning, match="not in available"),
-        pytest.raises(BundleError, match="was asked for"),
+        pytest.raises(BundleError, match="cuda was asked for and does not work here"),
     ):
-        Engine(draft.bundle(), provider="CUDAExecutionProvider")
+        Engine(draft.bundle(), provider="cuda")
 
 
 def test_a_prior_that_this_version_cannot_sample_is_refused(draft):
