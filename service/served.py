@@ -276,6 +276,7 @@ class Service:
         )
         self.budget = Budget(settings.max_images, settings.max_pixels, 4 * settings.max_pixels)
         self._models: ServedModels | None = None
+        self._measured: list[ServedModel] = []
         self._complaint: str | None = None  # why the repository could not be read the last time
         # One thread computes for all models: more would only take the CPU from one another.
         self._thread = ModelThread()
@@ -338,9 +339,11 @@ class Service:
     def measure(self) -> None:
         """Put into the metrics what is no event: memory, and who waits for the models."""
         self.metrics.refresh()
-        for model in self._models.all() if self._models else ():
+        served = self._models.all() if self._models else []
+        for model in {id(each): each for each in [*self._measured, *served]}.values():
             model.metrics.encoder.waiting(model.encoder.waiting_rows)
             model.metrics.decoder.waiting(model.decoder.waiting_rows + model.means.waiting_rows)
+        self._measured = served  # once more after they are unloaded, when nobody waits for them any longer
 
     async def metrics_text(self, accept: str) -> tuple[bytes, str]:
         """What /metrics answers, and its media type."""
