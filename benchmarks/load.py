@@ -24,8 +24,9 @@ LUA = """
 local file = io.open(os.getenv("BODY"), "rb")
 wrk.method = os.getenv("METHOD")
 wrk.body = wrk.method == "POST" and file:read("*a") or nil
-wrk.headers["Content-Type"] = wrk.method == "POST" and os.getenv("TYPE") or nil
-wrk.headers["Accept"] = os.getenv("ACCEPT")
+for name, value in string.gmatch(os.getenv("HEADERS"), "([^:]+): ([^%c]+)%c") do
+  wrk.headers[name] = value
+end
 function done(summary, latency, requests)
   local e = summary.errors
   io.stderr:write(string.format('{"answers": %d, "seconds": %f, "bad": %d, "p50": %f, "p99": %f}',
@@ -41,6 +42,11 @@ class Request:
     body: bytes = b""  # none: a GET
     kind: str = "image/png"  # the body's media type
     accept: str = "application/json"
+    more: tuple[tuple[str, str], ...] = ()  # headers
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Accept": self.accept} | ({"Content-Type": self.kind} if self.body else {}) | dict(self.more)
 
     @property
     def method(self) -> str:
@@ -50,9 +56,8 @@ class Request:
         """As HTTP/1.1 on the wire."""
         url = urlsplit(self.url)
         target = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
-        head = [f"{self.method} {target} HTTP/1.1", f"Host: {url.netloc}", f"Accept: {self.accept}"]
-        if self.body:
-            head += [f"Content-Type: {self.kind}", f"Content-Length: {len(self.body)}"]
+        headers = {"Host": url.netloc, "Content-Length": str(len(self.body))} | self.headers
+        head = [f"{self.method} {target} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
         return "\r\n".join([*head, "", ""]).encode() + self.body
 
 
@@ -81,8 +86,8 @@ def measure(request: Request, *, connections: int, seconds: float) -> Load:
             body.write_bytes(request.body)
             script.write_text(LUA)
             command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(script), request.url]
-            environment = {"BODY": str(body), "METHOD": request.method, "TYPE": request.kind}
-            environment["ACCEPT"] = request.accept
+            lines = "".join(f"{name}: {value}\n" for name, value in request.headers.items())
+            environment = {"BODY": str(body), "METHOD": request.method, "HEADERS": lines}
         else:
             body.write_bytes(request.raw())
             address = f"{urlsplit(request.url).hostname}:{urlsplit(request.url).port}"

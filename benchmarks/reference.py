@@ -22,7 +22,7 @@ from service.runtime.engine import Engine
 from training.export import golden, parity, write_graph
 from training.networks import DecoderGraph, EncoderGraph, Posterior
 
-SIDE, LATENT = 28, 32
+SIDE, LATENT, WIDTH = 28, 32, 32
 
 
 class Residual(nn.Module):
@@ -40,19 +40,19 @@ class Residual(nn.Module):
 class Encoder(nn.Module):
     """[n, 1, 28, 28] in [0, 1] → mean and logvar [n, 32]."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=2, padding=1),
+            nn.Conv2d(1, width, 3, stride=2, padding=1),
             nn.SiLU(),
-            Residual(32),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            Residual(width),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.SiLU(),
-            Residual(64),
+            Residual(2 * width),
             nn.Flatten(),
-            nn.Linear(3136, 256),
+            nn.Linear(98 * width, 8 * width),
             nn.SiLU(),
-            nn.Linear(256, 2 * LATENT),
+            nn.Linear(8 * width, 2 * LATENT),
         )
 
     def forward(self, images: Tensor) -> Posterior:
@@ -62,19 +62,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """[n, 32] → logits [n, 1, 28, 28]."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(LATENT, 256),
+            nn.Linear(LATENT, 8 * width),
             nn.SiLU(),
-            nn.Linear(256, 3136),
+            nn.Linear(8 * width, 98 * width),
             nn.SiLU(),
-            nn.Unflatten(1, (64, 7, 7)),
-            Residual(64),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            nn.Unflatten(1, (2 * width, 7, 7)),
+            Residual(2 * width),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
             nn.SiLU(),
-            Residual(32),
-            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
+            Residual(width),
+            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -83,24 +83,27 @@ class Decoder(nn.Module):
 
 
 class Reference(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.encoder = Encoder()
-        self.decoder = Decoder()
+        self.encoder = Encoder(width)
+        self.decoder = Decoder(width)
 
 
-def build() -> Reference:
+def build(width: int = WIDTH) -> Reference:
     """The network, with the same weights on every machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Reference().eval()
+        return Reference(width).eval()
 
 
-def publish_reference(models: Path) -> Path:
-    """Publish it into the repository `models`; the folder of the bundle, also when it is there already."""
-    if (models / "reference/1/manifest.json").is_file():
-        return models / "reference/1"
-    network = build()
+def publish_reference(models: Path, name: str = "reference", width: int = WIDTH) -> Path:
+    """Publish it into the repository `models`; the folder of the bundle, also when it is there already.
+
+    Other widths, under other names, show what the service costs beside smaller and larger models.
+    """
+    if (models / name / "1/manifest.json").is_file():
+        return models / name / "1"
+    network = build(width)
     images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 1), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
@@ -108,7 +111,7 @@ def publish_reference(models: Path) -> Path:
         write_graph(DecoderGraph(network.decoder), torch.zeros(2, LATENT), ["image", "pixels"], folder)
         golden(network.encoder, network.decoder, images).save(folder / "golden.npz")
         manifest = Manifest(
-            name="reference",
+            name=name,
             version=1,
             created=datetime.now(UTC),
             image=ImageSpec(height=SIDE, width=SIDE, channels=1),
@@ -118,9 +121,7 @@ def publish_reference(models: Path) -> Path:
         )
         draft = Draft(folder, manifest)
         tolerance = parity(network.encoder, network.decoder, Engine(draft.bundle()), images)
-        return publish(
-            models, "reference", Draft(folder, manifest.model_copy(update={"tolerance": tolerance}))
-        )
+        return publish(models, name, Draft(folder, manifest.model_copy(update={"tolerance": tolerance})))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections import defaultdict
@@ -106,7 +107,9 @@ class Server:
             self.port = probe.getsockname()[1]
         command = [part.replace("{port}", str(self.port)) for part in self.command]
         with log.open("wb") as file:
-            environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+            # Triton's backend wants the libpython of the interpreter whose environment it is in.
+            libraries = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
+            environment = os.environ | {"PYTHONPATH": str(HERE.parent)} | libraries
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         until = time.monotonic() + 90
         while (status := self.ask()[0]) != 200:
@@ -114,14 +117,13 @@ class Server:
                 raise RuntimeError(f"{self.name} does not answer ({status}):\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
 
-    def ask(self, path: str | None = None) -> tuple[int, bytes]:
+    def ask(self) -> tuple[int, bytes]:
         """Status and body of one answer; status 0 when there is none."""
-        request = self.request(self.url) if path is None else Request(self.url + path)
+        request = self.request(self.url)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            headers = {"Content-Type": request.kind} if request.body else {}
             target = request.url.removeprefix(self.url)
-            connection.request(request.method, target, request.body or None, headers)
+            connection.request(request.method, target, request.body or None, request.headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         except OSError:
@@ -197,6 +199,10 @@ def main() -> None:
         models = work / "models"
         publish_reference(models)
         bench = Bench(models, options.seconds)
+        if options.curves:
+            from benchmarks.curves import draw
+
+            return draw(bench, options.curves, stack)
         names = [name for name in [OURS, *FILES] if not options.only or name in options.only or name == OURS]
         servers = [server for name in names if (server := prepared(name, models, options.peers))]
         running = []
@@ -226,6 +232,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--peers", type=Path, default=Path(".venv/peers"), help="environments for other people's servers"
     )
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        metavar="FOLDER",
+        help="instead: latency against connections, throughput against "
+        "batch and width of the model, a picture each",
+    )
     parser.add_argument("--json", type=Path, help="also write every figure of every round there")
     return parser.parse_args()
 
@@ -248,6 +261,8 @@ def prepared(name: str, models: Path, peers: Path) -> Server | None:
         command = [python, "-m", "service", "--models", str(models), "--port", "{port}"]
     else:
         command = [python, str(HERE / "peers" / FILES[name]), str(models), "{port}"]
+    if name == "Triton, python backend":
+        return Server(name, command, tensors)
     body, kind = png(), "image/png"
     if name == "LitServe":
         body, kind = form(body, "image")
@@ -256,11 +271,28 @@ def prepared(name: str, models: Path, peers: Path) -> Server | None:
     return Server(name, command, lambda url: Request(f"{url}/encode", body, kind))
 
 
+def tensors(url: str) -> Request:
+    """The picture in the Open Inference Protocol, its pixels as they are."""
+    pixels = picture().tobytes()
+    size = {"binary_data_size": len(pixels)}
+    head = json.dumps(
+        {
+            "inputs": [{"name": "image", "shape": [1, 28, 28, 1], "datatype": "UINT8", "parameters": size}],
+            "outputs": [{"name": "mean", "parameters": {"binary_data": False}}],
+        }
+    ).encode()
+    length = (("Inference-Header-Content-Length", str(len(head))),)
+    kind = "application/octet-stream"
+    return Request(f"{url}/v2/models/encode/infer", head + pixels, kind, "*/*", length)
+
+
 def check(server: Server, expected: np.ndarray) -> None:
     """That the server computes what it is asked for: a fast wrong answer wins nothing."""
     if server.name == "bare ASGI":
         return
     answer = json.loads(server.ask()[1])
+    if "outputs" in answer:
+        answer = {"mean": answer["outputs"][0]["data"]}
     mean = np.array(answer["mean"] if isinstance(answer, dict) else answer)
     if mean.reshape(-1).shape != expected.shape or np.abs(mean.reshape(-1) - expected).max() > 1e-3:
         raise ValueError(f"{server.name} answers {mean}")
@@ -276,8 +308,8 @@ class Bench:
         self.repeated = 0
         self.patient_until = time.monotonic() + PATIENCE
 
-    def graph(self, name: str) -> Path:
-        return self.models / f"reference/1/{name}.onnx"
+    def graph(self, name: str, model: str = "reference") -> Path:
+        return self.models / model / f"1/{name}.onnx"
 
     def mean(self) -> np.ndarray:
         """What the encoder says of the picture."""
@@ -302,9 +334,17 @@ class Bench:
         self.disturbed.append(disturbed)
         return result
 
-    def raw(self, graph: str, batch: int, processes: int, threads: int, seconds: float) -> Figures:
+    def raw(
+        self,
+        graph: str,
+        batch: int,
+        processes: int,
+        threads: int,
+        seconds: float,
+        model: str = "reference",
+    ) -> Figures:
         def once() -> tuple[Figures, float]:
-            command = [sys.executable, "-m", "benchmarks.raw", str(self.graph(graph)), str(batch)]
+            command = [sys.executable, "-m", "benchmarks.raw", str(self.graph(graph, model)), str(batch)]
             command += [str(threads), str(seconds)]
             workers = [
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

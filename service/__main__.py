@@ -51,7 +51,7 @@ def serve(settings: Settings) -> int:
             "stop what is there, or choose another --port"
         )
     url = _url(settings, listener.getsockname()[1])
-    if settings.workers > 1:
+    if settings.processes() > 1:
         return serve_with_workers(settings, listener, url)
     from service.server import serve_alone  # a supervisor needs none of what this brings
 

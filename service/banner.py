@@ -15,7 +15,7 @@ def banner(settings: Settings, models: ServedModels, url: str) -> str:
         latent = "×".join(map(str, manifest.latent.shape))
         default = ", the default" if manifest.name == models.default else ""
         lines.append(f"  {manifest.reference}: images {image}, latents {latent}{default}")
-    processes = f"{settings.workers} processes of " if settings.workers > 1 else ""
+    processes = f"{settings.processes()} processes of " if settings.processes() > 1 else ""
     threads = settings.model_threads()
     lines += [
         f"  {processes}{threads} model thread{'s' * (threads > 1)}; a request may have "

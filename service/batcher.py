@@ -5,7 +5,8 @@ timer and no polling: the end of one batch starts the next. A batcher knows noth
 onnxruntime: a tuple of arrays in, a tuple of arrays out, rows on axis 0. It never refuses (that is work
 for the door), counts rows and not callers, skips callers that went away, and splits what is too large.
 
-All of its state belongs to the event loop; only `_run_batch` runs in the model thread.
+All of its state belongs to the event loop; only `_run_batch` runs in the model thread. Where that thread
+would have no CPU of its own, short batches run on the event loop itself, which saves handing them over.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic, perf_counter
 from typing import Any, TypeVar
 
@@ -78,6 +80,8 @@ _Share = tuple[_Caller, slice]  # which rows of which caller are in a batch
 class Batcher:
     """One function of one model. At most one batch is in flight; `thread` is shared with other batchers.
 
+    `here`: batches that are likely to take fewer seconds than this run on the event loop.
+
     The executor's own queue is the turn-taking: each batcher has at most one batch in it.
     """
 
@@ -87,11 +91,14 @@ class Batcher:
         thread: Executor,
         *,
         max_rows: int,
+        here: float = 0.0,
         observe: Callable[[float, float], None] | None = None,
     ) -> None:
         self._run = run
         self._thread = thread
         self._max_rows = max_rows
+        self._here = here
+        self._row_seconds = inf  # how long a row took lately; not known yet
         self._observe = observe  # (seconds waited, seconds run), called in the caller's own context
         self._waiting: deque[_Caller] = deque()
         self._busy = False  # a batch is in flight, or one is about to be
@@ -121,16 +128,27 @@ class Batcher:
         """Sends the next batch to the model thread, if anybody is waiting."""
         batch = list(self._take())
         self._busy = bool(batch)
-        if batch:
-            started = perf_counter()
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[Arrays]
+        if not batch:
+            return
+        started = perf_counter()
+        loop = asyncio.get_running_loop()
+        if sum(rows.stop - rows.start for _, rows in batch) * self._row_seconds < self._here:
+            results: Arrays | None = None
+            failure: BaseException | None = None
             try:
-                done = loop.run_in_executor(self._thread, self._run_batch, batch)
-            except RuntimeError as error:  # the thread has been shut down
-                done = loop.create_future()
-                done.set_exception(error)
-            done.add_done_callback(lambda done: self._finish(batch, started, done))
+                results = self._run_batch(batch)
+            except Exception as error:
+                failure = error
+            loop.call_soon(self._start)  # once it has been seen who came meanwhile
+            self._answer(batch, started, results, failure)
+            return
+        done: asyncio.Future[Arrays]
+        try:
+            done = loop.run_in_executor(self._thread, self._run_batch, batch)
+        except RuntimeError as error:  # the thread has been shut down
+            done = loop.create_future()
+            done.set_exception(error)
+        done.add_done_callback(lambda done: self._finish(batch, started, done))
 
     def _take(self) -> Iterator[_Share]:
         """Up to `max_rows` rows from the front of the queue; a caller who wants more stays at the front."""
@@ -153,28 +171,40 @@ class Batcher:
         """In the model thread: joining belongs here too, it can be megabytes."""
         shares = [tuple(array[rows] for array in caller.arrays) for caller, rows in batch]
         joined = _join(shares)
+        started = perf_counter()
         results = self._run(*joined)
+        self._row_seconds = (perf_counter() - started) / len(joined[0])
         if any(len(result) != len(joined[0]) for result in results):
             shapes = [result.shape for result in results]
             raise RuntimeError(f"the model was given {len(joined[0])} rows and answered with shapes {shapes}")
         return results
 
     def _finish(self, batch: list[_Share], started: float, done: asyncio.Future[Arrays]) -> None:
-        self._start()  # first of all: the model should not idle while answers are handed out
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        results = None if error else done.result()
+        if self._here:
+            self._answer(batch, started, results, error)  # first of all: the next batch may run right here
+            self._start()
+        else:
+            self._start()  # first of all: the model should not idle while answers are handed out
+            self._answer(batch, started, results, error)
+
+    def _answer(
+        self, batch: list[_Share], started: float, results: Arrays | None, error: BaseException | None
+    ) -> None:
         start = 0
         for caller, rows in batch:
             stop = start + rows.stop - rows.start
             caller.ran += perf_counter() - started
             if caller.answer.done():
                 pass  # went away while the model computed
-            elif error:
+            elif results is None:
                 # One error for each caller: a shared one would gather everybody's traceback.
                 failure = BatchError(f"the model failed on a batch: {error}")
                 failure.__cause__ = error
                 caller.answer.set_exception(failure)
             else:
-                caller.parts.append(tuple(result[start:stop] for result in done.result()))
+                caller.parts.append(tuple(result[start:stop] for result in results))
                 if sum(len(part[0]) for part in caller.parts) == caller.rows:
                     caller.answer.set_result(_join(caller.parts))
             start = stop

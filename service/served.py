@@ -38,6 +38,7 @@ USUAL_DEFAULT = "mnist"
 # make everybody wait, and for less the way to another thread and back costs more than the work.
 SMALL_VALUES = 1 << 14  # numbers to parse or to print
 SMALL_PIXELS = 1 << 18  # of an image file, as its header declares
+SHORT_BATCH = 0.004  # seconds, of a batch: its requests have been read one after the other for as long
 
 T = TypeVar("T")
 
@@ -74,14 +75,18 @@ class ServedModel:
         return pixels
 
 
-def _serve(engine: Engine, thread: Executor, max_batch: int, metrics: ModelMetrics) -> ServedModel:
+def _serve(engine: Engine, thread: Executor, settings: Settings, metrics: ModelMetrics) -> ServedModel:
+    # With no more CPUs than processes nothing runs beside the event loop: the model may as well run in it.
+    crowded = settings.provider == "cpu" and settings.processes() >= usable_cpus()
+    here = SHORT_BATCH if crowded else 0.0
+
     def batcher(run: Run, graph: GraphMetrics) -> Batcher:
         def observe(waited: float, ran: float) -> None:
             telemetry.add("queue", waited)
             telemetry.add("model", ran)
             graph.waited(waited)
 
-        return Batcher(graph.counted(run), thread, max_rows=max_batch, observe=observe)
+        return Batcher(graph.counted(run), thread, max_rows=settings.max_batch, here=here, observe=observe)
 
     def encode(images: ByteImages) -> Posterior:
         posterior = engine.encode(images)
@@ -218,9 +223,7 @@ class Loader:
         return models
 
     def _serve(self, engine: Engine) -> ServedModel:
-        return _serve(
-            engine, self._thread, self._settings.max_batch, ModelMetrics(self._metrics, engine.manifest)
-        )
+        return _serve(engine, self._thread, self._settings, ModelMetrics(self._metrics, engine.manifest))
 
 
 def _give_back_memory() -> None:

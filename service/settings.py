@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,8 @@ from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfi
 from service.runtime.cpus import usable_cpus
 
 MIB = 1 << 20
+# Of workers that nobody asked for: each holds 100 MB and more.
+MOST_WORKERS = 8
 # What is in flight when the service is stopped takes milliseconds; this is for the slowest uploads.
 GRACE = 30
 
@@ -57,15 +60,19 @@ class Settings(BaseSettings):
         None,
         description="model for requests that name none; unset: mnist if loaded, else the only one loaded",
     )
-    workers: int = Field(
-        1, ge=1, le=256, description="processes that serve, each with its own copy of the models"
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="processes that serve, each with its own copy of the models; unset: one for each CPU "
+        f"that may really be used (by affinity and container quota), at most {MOST_WORKERS}",
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="onnxruntime threads of a process; unset: the CPUs this process may really use (by "
-        "affinity and container quota) over the workers, less one for requests",
+        description="onnxruntime threads of a process; unset: the CPUs that may really be used over the "
+        "workers, less one for requests",
     )
     provider: Literal["cpu", "cuda"] = Field(
         "cpu",
@@ -207,9 +214,17 @@ class Settings(BaseSettings):
                 files = f"{self.tls_cert}{f' and {self.tls_key}' if self.tls_key else ''}"
                 raise WrongSettings(f"{files} cannot be used for TLS: {error}") from None
 
+    def processes(self) -> int:
+        """How many workers there are. Python computes on one CPU at a time, and what surrounds a small model
+        takes as long as the model: a second process is worth more than a second thread."""
+        if self.workers:
+            return self.workers
+        alone = self.provider == "cuda" or sys.platform == "win32"  # one GPU; no socket to share
+        return 1 if alone else min(usable_cpus(), MOST_WORKERS)
+
     def model_threads(self) -> int:
         """Intra-op threads of each process, with one CPU left for the event loop and the codecs."""
-        return self.threads or max(1, usable_cpus() // self.workers - 1)
+        return self.threads or max(1, usable_cpus() // self.processes() - 1)
 
     def kept_versions(self) -> int | None:
         """How many versions of a model are kept loaded; None: all."""

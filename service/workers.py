@@ -94,7 +94,7 @@ class _Supervisor:
         share(self.folder, "supervisor")
         self._context = _context()
         self._restarts = Counter("vae_worker_restarts_total", "Workers that died", registry=None)
-        self.places = [Place() for _ in range(self.settings.workers)]
+        self.places = [Place() for _ in range(self.settings.processes())]
         while True:
             for member, place in enumerate(self.places):
                 if not (place.worker or self.stopping) and monotonic() >= place.due:

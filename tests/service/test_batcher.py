@@ -52,6 +52,7 @@ INTERLEAVINGS = {
 @settings(max_examples=300, deadline=None)
 @given(
     max_rows=st.integers(1, 7),
+    here=st.sampled_from([0.0, 1e-5, 60.0]),
     actions=st.lists(
         st.one_of(
             *(st.tuples(st.just(action), st.integers(*most)) for action, most in INTERLEAVINGS.items())
@@ -59,8 +60,8 @@ INTERLEAVINGS = {
         max_size=40,
     ),
 )
-def test_no_interleaving_mixes_or_loses_a_row(max_rows, actions):
-    asyncio.run(interleave(max_rows, actions))
+def test_no_interleaving_mixes_or_loses_a_row(max_rows, here, actions):
+    asyncio.run(interleave(max_rows, here, actions))
 
 
 def test_nor_do_thousands_of_long_ones():
@@ -71,10 +72,10 @@ def test_nor_do_thousands_of_long_ones():
                 (action, rng.randint(*INTERLEAVINGS[action]))
                 for action in rng.choices(list(INTERLEAVINGS), weights=(6, 1, 3, 5, 5), k=rng.randint(10, 60))
             ]
-            runner.run(interleave(rng.randint(1, 7), actions))
+            runner.run(interleave(rng.randint(1, 7), rng.choice([0.0, 1e-5, 60.0]), actions))
 
 
-def interleave(max_rows, actions):
+def interleave(max_rows, here, actions):
     """What happens in this order, and then everything that is left; every row must come out as its own."""
     batches, broken = [], []
 
@@ -87,7 +88,7 @@ def interleave(max_rows, actions):
 
     async def scenario():
         executor = Stepped()
-        batcher = Batcher(run, executor, max_rows=max_rows)
+        batcher = Batcher(run, executor, max_rows=max_rows, here=here)
         tasks, sizes = [], []
 
         async def turns(number):
@@ -282,3 +283,27 @@ def test_the_model_thread_tells_how_long_it_has_been_at_the_same_thing():
         with pytest.raises(ZeroDivisionError):
             thread.submit(lambda: 1 / 0).result()
         assert thread.busy_for() == 0
+
+
+def test_short_batches_run_on_the_event_loop_once_it_is_known_that_they_are_short():
+    where = []
+
+    def run(rows):
+        where.append(threading.current_thread() is threading.main_thread())
+        if rows[0, 0] == POISON:
+            raise ValueError("poison")
+        return (rows * 2,)
+
+    async def scenario(thread):
+        batcher = Batcher(run, thread, max_rows=8, here=0.5)
+        for caller in range(3):
+            (doubled,) = await batcher(rows_of(caller, 2))
+            assert (doubled == rows_of(caller, 2) * 2).all()
+        failed, (fine,) = await asyncio.gather(
+            batcher(np.full((8, 2), POISON)), batcher(rows_of(7, 3)), return_exceptions=True
+        )
+        assert isinstance(failed, BatchError)
+        assert (fine == rows_of(7, 3) * 2).all()
+
+    run_with_thread(scenario)
+    assert where == [False, True, True, True, True]

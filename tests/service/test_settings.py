@@ -74,7 +74,14 @@ def test_help_lists_every_flag_with_its_variable(capsys):
 
 def test_one_cpu_is_left_for_requests(monkeypatch):
     monkeypatch.setattr("service.settings.usable_cpus", lambda: 8)
-    assert Settings().model_threads() == 7
+    assert Settings(workers=1).model_threads() == 7
     assert Settings(workers=4).model_threads() == 1
     assert Settings(workers=32).model_threads() == 1
     assert Settings(threads=3).model_threads() == 3
+
+
+@pytest.mark.parametrize(("cpus", "workers", "threads"), [(1, 1, 1), (2, 2, 1), (8, 8, 1), (64, 8, 7)])
+def test_there_are_as_many_workers_as_cpus_and_the_rest_are_threads(monkeypatch, cpus, workers, threads):
+    monkeypatch.setattr("service.settings.usable_cpus", lambda: cpus)
+    assert (Settings().processes(), Settings().model_threads()) == (workers, threads)
+    assert Settings(workers=3).processes() == 3
