@@ -68,7 +68,10 @@ CAPTIONS = {
     "differ by about a constant.",
 }
 
-BERNOULLI = "pixels are 0 or 1, grey ones drawn once."
+BERNOULLI = (
+    "it reads pixels of 0\nor 255: the caller binarises. "
+    "Grey test images were binarised once, x ~ Bernoulli(grey)."
+)
 BINNED = "the distortion is the probability of\nthe pixels' grey levels (binned), not a density."
 
 SAMPLE_FIGURES = """\

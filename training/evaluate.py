@@ -17,7 +17,8 @@ from service.runtime.engine import Engine
 from service.runtime.likelihood import log_prob
 from service.runtime.prior import noise
 from training import priors
-from training.data import ByteImages, Images, Part, Say, Slices
+from training.binarised import as_seen
+from training.data import Images, Say, Slices
 from training.export import CHUNK, draw, encode
 from training.metrics import active_units, log_normal, mean_of, psnr, ssim
 from training.representation import beside_others
@@ -58,7 +59,7 @@ def evaluate(
     `sample_quality` add.
     hole: how much better the fitted mixture explains z ~ q(z|x) than N(0, I) does, in nats.
     """
-    images = test_images(engine, data, seed)
+    images = as_seen(_likelihood(engine).kind, data, data.split.test, seed)
     say(f"ELBO and reconstructions of {len(images):,} test images …")
     mean, logvar = encode(engine, images)
     metrics = elbo(engine, images, mean, logvar, seed)
@@ -75,36 +76,6 @@ def evaluate(
     metrics |= beside_others(engine, data, seed, say)
     metrics |= sample_quality(engine, data, mean, seed, say)
     return Evaluation(metrics, mean, kl(mean, logvar).mean(axis=0))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Binarised:
-    """Grey images with every pixel drawn once, x ~ Bernoulli(pixel): 0 or 255, the same for the same seed."""
-
-    images: Slices
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, part: slice) -> ByteImages:
-        # Uniforms by way of the normals that are stable for ever: Φ is monotone, so compare on their scale.
-        from scipy.special import ndtri
-
-        start, stop, _ = part.indices(len(self))
-        grey = self.images[start:stop]
-        drawn = np.empty_like(grey)
-        for row, image in enumerate(grey):  # row by row: the noise of all would be eight times the images
-            eps = noise(self.seed, range(start + row, start + row + 1), image.shape)[0]
-            drawn[row] = np.where(eps < ndtri(image / 255.0), 255, 0)
-        return drawn
-
-
-def test_images(engine: Engine, data: Images, seed: int) -> Slices:
-    """The test images; for a Bernoulli model of grey data, binarised once."""
-    images = Part(data.pixels, data.split.test)
-    binarise = _likelihood(engine).kind == "bernoulli" and not data.binary
-    return Binarised(images, seed) if binarise else images
 
 
 def elbo(engine: Engine, images: Slices, mean: Floats, logvar: Floats, seed: int) -> dict[str, Metric]:

@@ -38,8 +38,9 @@ from service.runtime.engine import Engine
 from service.runtime.prior import Mixture, noise, write_prior
 from training import checkpoint as checkpoints
 from training import priors
+from training.binarised import as_seen
 from training.config import TrainConfig
-from training.data import Images, Part, Slices
+from training.data import Images, Slices
 from training.networks import DecoderGraph, EncoderGraph
 
 OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
@@ -62,7 +63,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     """
     network, state = checkpoints.load(checkpoint)
     config = TrainConfig.from_dict(state["config"])
-    held_out = Part(data.pixels, data.split.validation)
+    held_out = as_seen(config.likelihood, data, data.split.validation, config.seed)
     images = held_out[: max(GOLDEN_ROWS, *PARITY_BATCHES)]
     write_graph(
         EncoderGraph(network.encoder),
@@ -76,12 +77,13 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     golden(network.encoder, network.decoder, images[:GOLDEN_ROWS]).save(folder / "golden.npz")
 
     height, width, channels = data.shape
+    levels = 2 if config.likelihood == "bernoulli" else data.levels  # grey images are binarised for it
     manifest = Manifest(
         name=config.name or data.name,
         version=1,  # the next free one is taken at publishing
         created=datetime.now(UTC).replace(microsecond=0),
         image=ImageSpec(
-            height=height, width=width, channels=1 if channels == 1 else 3, levels=data.levels, fit=config.fit
+            height=height, width=width, channels=1 if channels == 1 else 3, levels=levels, fit=config.fit
         ),
         latent=LatentSpec(shape=(network.shape.latent,)),
         labels=data.label_names,
@@ -105,7 +107,10 @@ def _fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Pat
         "train": np.random.default_rng(config.seed).permutation(data.split.train)[: priors.MOST_SAMPLES],
         "validation": data.split.validation,
     }
-    posteriors = {part: encode(engine, Part(data.pixels, rows)) for part, rows in parts.items()}
+    posteriors = {
+        part: encode(engine, as_seen(config.likelihood, data, rows, config.seed))
+        for part, rows in parts.items()
+    }
 
     def samples(part: str, fewest: int, label: int | None = None) -> NDArray[np.float64]:
         mean, logvar = posteriors[part]
@@ -218,7 +223,7 @@ def shown_source(source: str) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def _measured(engine: Engine, config: TrainConfig, images: Part) -> dict[str, Any]:
+def _measured(engine: Engine, config: TrainConfig, images: Slices) -> dict[str, Any]:
     """Manifest fields that are measurements on the validation images."""
     mean, logvar = encode(engine, images)
     update: dict[str, Any] = {
@@ -235,6 +240,6 @@ def _measured(engine: Engine, config: TrainConfig, images: Part) -> dict[str, An
         )
         update["likelihood"] = LikelihoodSpec(
             kind="gaussian",
-            scale=max(squares / (len(images) * math.prod(images.pixels.shape[1:])), 1e-12) ** 0.5,
+            scale=max(squares / (len(images) * math.prod(images[:1].shape[1:])), 1e-12) ** 0.5,
         )
     return update

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from service.runtime.engine import Engine
 from service.runtime.images import fit_array
 from service.runtime.latent_map import NO_LABEL, LatentMap
+from training.binarised import as_seen
 from training.data import Images, Part
 from training.export import encode
 
@@ -22,7 +23,8 @@ def latent_map(engine: Engine, data: Images, seed: int) -> LatentMap:
     """Up to `POINTS` validation images on the plane of the two first principal components of their posterior
     means; the plane is fitted to all validation images."""
     held_out = data.split.validation
-    mean, _ = encode(engine, Part(data.pixels, held_out))
+    likelihood = engine.manifest.likelihood
+    mean, _ = encode(engine, as_seen(likelihood.kind if likelihood else None, data, held_out, seed))
     centre, components, variance = _plane(mean.reshape(len(mean), -1).astype(np.float64))
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:POINTS]
     rows, latents = held_out[chosen], mean[chosen].astype(np.float16)

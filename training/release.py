@@ -10,8 +10,9 @@ from service.runtime.bundle import Draft, publish, read_bundle
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
 from training import calibration, mapping, pictures, report
+from training.binarised import as_seen
 from training.card import card
-from training.data import DataError, Images, Part, Say
+from training.data import DataError, Images, Say
 from training.evaluate import IWAE_K, IWAE_N, Evaluation, evaluate
 from training.export import export
 
@@ -75,7 +76,7 @@ def with_held_out(draft: Draft, data: Images, say: Say) -> Draft:
     mapping.write_map(engine, data, seed, draft.folder)
     if draft.manifest.likelihood is not None:
         files["calibration"] = calibration.FILE
-        held_out = Part(data.pixels, data.split.validation)
+        held_out = as_seen(draft.manifest.likelihood.kind, data, data.split.validation, seed)
         calibration.write_calibration(engine, held_out, seed, draft.folder)
     return Draft(draft.folder, draft.manifest.model_copy(update=files))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.runtime.bundle import Manifest, Metric
 from service.runtime.engine import Engine
+from training.binarised import as_seen
 from training.config import ConfigError, TrainConfig
 from training.data import ByteImages, Images, Indices, Part, Say
 from training.export import CHUNK, encode
@@ -55,7 +56,7 @@ def beside_others(engine: Engine, data: Images, seed: int, say: Say) -> dict[str
     labels = data.labels
     if labels is None or not 2 <= len(np.unique(labels[rows["train"]])) <= MOST_CLASSES:
         return metrics
-    features = {"": _embedded(engine, data, rows), "_pca": codes, "_pixels": pixels}
+    features = {"": _embedded(engine, data, rows, seed), "_pca": codes, "_pixels": pixels}
     if (untrained := _untrained(engine.manifest)) is not None:
         features["_random"] = {part: untrained(Part(data.pixels, chosen)) for part, chosen in rows.items()}
     numbers = {part: labels[chosen] for part, chosen in rows.items()}
@@ -88,10 +89,11 @@ def _flat(pixels: ByteImages, rows: Indices) -> Floats:
     return flat
 
 
-def _embedded(engine: Engine, data: Images, rows: dict[str, Indices]) -> dict[str, Floats]:
+def _embedded(engine: Engine, data: Images, rows: dict[str, Indices], seed: int) -> dict[str, Floats]:
     """The posterior means of each part, float32 [m, d]."""
+    kind = engine.manifest.likelihood.kind if engine.manifest.likelihood else None
     return {
-        part: encode(engine, Part(data.pixels, chosen))[0].reshape(len(chosen), -1)
+        part: encode(engine, as_seen(kind, data, chosen, seed))[0].reshape(len(chosen), -1)
         for part, chosen in rows.items()
     }
 

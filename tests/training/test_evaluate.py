@@ -18,6 +18,7 @@ from service.runtime.prior import noise
 from tests.bundles import _graph, make_draft
 from training import checkpoint, data, representation, trainer
 from training import evaluate as module
+from training.binarised import as_seen
 from training.config import TrainConfig
 from training.data import from_arrays
 from training.evaluate import evaluate
@@ -112,17 +113,16 @@ def test_without_labels_there_are_no_probes(exported, digits):
     assert "linear_probe" not in metrics
 
 
-def test_a_bernoulli_model_of_grey_data_is_evaluated_on_one_binarised_test_set(exported, digits):
-    manifest = exported.draft.manifest.model_copy(update={"likelihood": LikelihoodSpec(kind="bernoulli")})
-    engine = Engine(Draft(exported.draft.folder, manifest).bundle())
-    found = module.test_images(engine, digits, seed=0)
+def test_a_bernoulli_model_of_grey_data_is_evaluated_on_one_binarised_test_set(digits):
+    found = as_seen("bernoulli", digits, digits.split.test, seed=0)
     images, grey = found[:], digits.pixels[digits.split.test]
     assert set(np.unique(images)) == {0, 255}
     assert (images[grey == 0] == 0).all()
     assert (images[grey == 255] == 255).all()
     assert np.abs(images.mean() - grey.mean()) < 2  # x ~ Bernoulli(pixel)
     np.testing.assert_array_equal(images[40:50], found[40:50])  # however it is sliced
-    assert (images != module.test_images(engine, digits, seed=1)[:]).any()
+    assert (images != as_seen("bernoulli", digits, digits.split.test, seed=1)[:]).any()
+    np.testing.assert_array_equal(as_seen("gaussian", digits, digits.split.test, seed=0)[:], grey)
 
 
 def test_the_fitted_prior_explains_the_posterior_better_than_the_normal(exported, digits, evaluation):

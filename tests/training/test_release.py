@@ -76,11 +76,13 @@ def test_export_publishes_any_checkpoint_as_the_next_version(run, tmp_path):
 
 def test_fit_trains_publishes_and_says_what_comes_next(tmp_path):
     options = ["--models", tmp_path / "models", "--run", tmp_path / "run", "--name", "mine"]
-    result = command("fit", "--epochs", 1, "--width", 4, "--latent", 2, *options)
+    result = command("fit", "--epochs", 1, "--width", 4, "--latent", 2, "--likelihood", "bernoulli", *options)
     assert result.exit_code == 0, result.output
     assert "published" in result.output
     assert f"vae-serve --models {tmp_path / 'models'} --default-model mine" in result.output
-    assert read_bundle(tmp_path / "models/mine/1").manifest.latent.shape == (2,)
+    manifest = read_bundle(tmp_path / "models/mine/1").manifest
+    assert manifest.latent.shape == (2,)
+    assert (manifest.likelihood.kind, manifest.image.levels) == ("bernoulli", 2)
 
 
 @pytest.mark.parametrize(
