@@ -25,7 +25,7 @@ test-service: $(SERVE)/ready ## the service alone, in an environment that has no
 	$(SERVE)/bin/python tests/service_alone.py
 
 # -rP shows the sizes and times that the tests print.
-test-all: test test-service ## every test; those of the images need root, and buildah, debootstrap and haproxy from apt-get
+test-all: test test-service ## every test; from apt-get: buildah, debootstrap (and root) for the images, haproxy, chromium
 	$(DEV)/bin/python -m pytest -m heavy -rP
 
 check: $(DEV)/ready ## ruff and mypy --strict

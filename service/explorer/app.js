@@ -11,7 +11,7 @@ import { Session } from "./session.js";
 import { wall } from "./wall.js";
 import { wander } from "./wander.js";
 
-const PANELS = { wander, describe, map, knobs, wall, between };
+const PANELS = { wander, map, describe, knobs, wall, between };
 
 const choice = find(document, "#model", HTMLSelectElement);
 const keyForm = find(document, "#key", HTMLFormElement);

@@ -4,7 +4,7 @@ import { find, make } from "./dom.js";
 import { nested } from "./model.js";
 import { newestWins } from "./newest.js";
 import { context, pngBlob } from "./pictures.js";
-import { literal, python, recipe } from "./recipe.js";
+import { curl, literal, python, recipe } from "./recipe.js";
 
 const FRAMES = 25;
 const STRIP = 2; // every second one is shown as a thumbnail
@@ -51,14 +51,13 @@ export function between(panel, session) {
     film(strip, frames.filter((_, index) => index % STRIP === 0), model);
     show();
     showRecipe(
-      { ...call, accept: "image/png" },
-      "between.png",
+      [curl({ ...call, accept: "image/png" }, "between.png")],
       python(
         model.reference,
         [
           `start = np.array(${literal(nested(from, model.shape))}, np.float32)`,
           `end = np.array(${literal(nested(to, model.shape))}, np.float32)`,
-          `images = client.decode(np.linspace(start, end, ${count}))`,
+          `images = client.decode(np.linspace([start], [end], ${count})[:, 0])`,
           "print(images.shape)",
         ],
         ["import numpy as np"],

@@ -4,7 +4,7 @@ import { button, find, make } from "./dom.js";
 import { nested, strongest } from "./model.js";
 import { newestWins } from "./newest.js";
 import { showBlob } from "./pictures.js";
-import { literal, python, recipe } from "./recipe.js";
+import { curl, literal, python, recipe } from "./recipe.js";
 
 const COUNT = 8;
 const REACH = 3;
@@ -22,8 +22,7 @@ export function knobs(panel, session) {
     const call = session.to({ path: "decode", json: { latents }, accept: "image/png" });
     showBlob(picture, await session.blob(call));
     showRecipe(
-      call,
-      "decoded.png",
+      [curl(call, "decoded.png")],
       python(
         model.reference,
         [`numbers = np.array(${literal(latents)}, np.float32)`, "image = client.decode(numbers)[0]", "print(image.shape)"],

@@ -7,7 +7,7 @@ import { nested } from "./model.js";
 import { newestWins } from "./newest.js";
 import { context, showBlob } from "./pictures.js";
 import { Plane } from "./plane.js";
-import { literal, python, recipe } from "./recipe.js";
+import { curl, literal, python, recipe } from "./recipe.js";
 
 const MOST_LATENTS = 64; // of longer ones the map tells the plane alone, or it would be megabytes
 const STEP = 12; // pixels that an arrow key moves the probe by
@@ -88,8 +88,7 @@ function open(panel, session, answer, atlas) {
     const label = answer.labels?.[plane.nearest(probe)] ?? -1;
     find(panel, "[data-is=nearest]", HTMLElement).textContent = label < 0 ? "" : `The nearest picture is a “${names[label]}”.`;
     showRecipe(
-      call,
-      "decoded.png",
+      [curl(call, "decoded.png")],
       python(
         model.reference,
         [`numbers = np.array(${literal(latents)}, np.float32)`, "image = client.decode(numbers)[0]", "print(image.shape)"],

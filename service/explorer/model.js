@@ -10,7 +10,8 @@
  * @property {number} size how many numbers those are
  * @property {number[]} kl nats that each number carries on average; empty if nobody measured it
  * @property {string[]} labels names of the classes; empty without any
- * @property {boolean} calibrated whether scores have a p-value
+ * @property {boolean} mixed whether it has a fitted prior besides N(0, I)
+ * @property {boolean} scored whether it says how likely an image is
  * @property {boolean} mapped whether it brings a map
  * @property {number} rows how many images or latents one request may have
  */
@@ -27,7 +28,8 @@ export function describe({ model, manifest, limits }) {
     size: manifest.latent.shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1),
     kl: (manifest.latent.kl ?? []).flat(Infinity),
     labels: manifest.labels ?? [],
-    calibrated: Boolean(manifest.calibration),
+    mixed: manifest.prior?.kind === "gmm",
+    scored: Boolean(manifest.calibration),
     mapped: Boolean(manifest.map),
     rows: Math.min(limits.max_images, limits.max_samples),
   };

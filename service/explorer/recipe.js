@@ -5,35 +5,39 @@ import { find, make } from "./dom.js";
 
 /** @typedef {import("./api.js").Call} Call */
 
-/** @param {ParentNode} panel @returns {(call: Call, output: string, python: string) => void} shows another recipe */
+/** @param {ParentNode} panel @returns {(curl: string[], python: string) => void} shows another recipe */
 export function recipe(panel) {
   const [curlText, pythonText] = [make("code"), make("code")];
   const details = make("details", {}, make("summary", { textContent: "The same with curl and Python" }));
   for (const [name, text] of /** @type {[string, HTMLElement][]} */ ([["curl", curlText], ["Python", pythonText]])) {
-    const code = make("pre", { tabIndex: 0, ariaLabel: name, role: "region" }, text);
+    const code = make("pre", { tabIndex: 0, ariaLabel: name, role: "group" }, text);
     const head = make("div", { className: "head" }, make("h3", { textContent: name }), copier(name, text));
     details.append(head, code);
   }
   find(panel, ".recipe", HTMLElement).replaceChildren(details);
-  return (call, output, python) => {
-    curlText.textContent = curl(call, output);
+  return (curl, python) => {
+    curlText.textContent = curl.join("\n\n");
     pythonText.textContent = python;
   };
 }
 
 /**
- * The command line that sends this call. JSON answers are printed, others go to the file `output`.
+ * The command line that sends this call.
  * @param {Call} call
- * @param {string} output
+ * @param {string} [output] file for the answer, which is printed otherwise
  */
 export function curl(call, output) {
   const parts = [quoted(address(call))];
   if (apiKey()) parts.push('-H "Authorization: Bearer $VAESERVE_API_KEY"');
   if (call.file) parts.push(`-H ${quoted(`Content-Type: ${call.file.type}`)}`, `--data-binary @${quoted(call.file.name)}`);
   if (call.json !== undefined) parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(call.json))}`);
-  if (call.accept) parts.push(`-H 'Accept: ${call.accept}'`, `-o ${output}`);
+  if (call.accept) parts.push(`-H 'Accept: ${call.accept}'`);
+  if (output) parts.push(`-o ${output}`);
   return `curl ${parts.join(" \\\n  ")}`;
 }
+
+/** The command line that makes a file. @param {string} name @param {string} base64 its bytes */
+export const saved = (name, base64) => `echo ${base64} | base64 -d > ${quoted(name)}`;
 
 /**
  * A program with the repository's client.

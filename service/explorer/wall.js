@@ -4,7 +4,7 @@ import { button, find, make } from "./dom.js";
 import { flat } from "./model.js";
 import { newestWins } from "./newest.js";
 import { dataUrl, pngBlob } from "./pictures.js";
-import { python, recipe } from "./recipe.js";
+import { curl, literal, python, recipe } from "./recipe.js";
 
 const COUNT = 48;
 
@@ -14,22 +14,36 @@ export function wall(panel, session) {
   const form = find(panel, "form", HTMLFormElement);
   const seed = find(form, "[name=seed]", HTMLInputElement);
   const temperature = find(form, "[name=temperature]", HTMLInputElement);
+  const choices = [
+    { name: "label", values: model.labels },
+    { name: "prior", values: model.mixed ? ["mixture", "normal"] : [] },
+  ].map(({ name, values }) => {
+    const select = find(form, `[name=${name}]`, HTMLSelectElement);
+    find(form, `[data-for=${name}]`, HTMLElement).hidden = !values.length;
+    const [unset] = select.options;
+    select.replaceChildren(unset, ...values.map((value) => make("option", { value, textContent: value })));
+    select.value = "";
+    return { name, select };
+  });
   const list = find(panel, "ul", HTMLUListElement);
   const showRecipe = recipe(panel);
 
+  const chosen = () => Object.fromEntries(
+    choices.filter(({ select }) => select.value).map(({ name, select }) => [name, select.value]),
+  );
+
   const draw = newestWins(panel, signal, async () => {
     const n = Math.min(COUNT, model.rows);
-    const query = { n, seed: seed.value, temperature: temperature.value };
+    const query = { n, seed: seed.value, temperature: temperature.value, ...chosen() };
     const answer = await session.json(session.to({ path: "sample", query: { ...query, return: "latents" } }));
     /** @type {string[]} */
     const images = answer.images;
     list.replaceChildren(...images.map((image, index) => frame(image, index, session)));
     session.samples.set(images.map((image, index) => ({ url: dataUrl(image), latents: flat(answer.latents[index]) })));
     showRecipe(
-      session.to({ path: "sample", query, accept: "image/png" }),
-      "samples.png",
+      [curl(session.to({ path: "sample", query, accept: "image/png" }), "samples.png")],
       python(model.reference, [
-        `samples = client.sample(${n}, seed=${seed.value}, temperature=${temperature.value})`,
+        `samples = client.sample(${n}, seed=${seed.value}, temperature=${temperature.value}${named(chosen())})`,
         "print(samples.images.shape)",
       ]),
     );
@@ -46,6 +60,9 @@ export function wall(panel, session) {
   }, { signal });
   draw();
 }
+
+/** Choices as arguments in Python. @param {Record<string, string>} choices */
+const named = (choices) => Object.entries(choices).map(([name, value]) => `, ${name}=${literal(value)}`).join("");
 
 /** @param {string} image @param {number} index @param {import("./session.js").Session} session */
 function frame(image, index, session) {

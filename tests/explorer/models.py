@@ -1,0 +1,52 @@
+"""A repository for the explorer: a trained model with a map, and one that has neither."""
+
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from service.runtime.bundle import Draft, publish, read_bundle, versions
+from service.runtime.engine import Engine, Posterior
+from service.runtime.latent_map import LatentMap
+from service.runtime.repository import open_engine
+from tests.bundles import make_bundle
+
+SHIPPED = Path(__file__).parents[2] / "models/mnist"
+POINTS = 300
+
+
+def make_repository(folder: Path) -> Path:
+    """mnist@1, the shipped one with a map of its own samples, and colour@1: 12×10 RGB."""
+    make_bundle(folder, "colour", 12, 10, 3, (2, 3, 4))
+    shipped = SHIPPED / str(max(versions(SHIPPED)))
+    manifest, engine = read_bundle(shipped).manifest, open_engine(shipped)
+    with TemporaryDirectory() as name:
+        draft = Path(name)
+        for file in manifest.files:
+            copyfile(shipped / file, draft / file)
+        write_map(engine, draft)
+        files = {"map": "map.npz"}
+        publish(folder, "mnist", Draft(draft, manifest.model_copy(update=files)))
+    return folder
+
+
+def write_map(engine: Engine, folder: Path) -> None:
+    """As training writes them of held-out images; here of samples, labelled by how much ink they have."""
+    images = engine.decode(engine.prior.sample(seed=1, rows=range(POINTS)))
+    posterior = Posterior(*engine.encode(images))
+    mean, flat = posterior.mean, posterior.mean.reshape(POINTS, -1)
+    centre = flat.mean(axis=0)
+    _, deviations, components = np.linalg.svd(flat - centre, full_matrices=False)
+    labels = np.empty(POINTS, np.int16)
+    labels[images.reshape(POINTS, -1).sum(axis=1).argsort()] = np.arange(POINTS) * 10 // POINTS
+    plane = LatentMap(
+        mean=centre,
+        components=components[:2],
+        variance=(deviations[:2] ** 2 / (deviations**2).sum()),
+        points=(flat - centre) @ components[:2].T,
+        labels=labels,
+        latents=mean,
+        thumbnails=images,
+    )
+    np.savez_compressed(folder / "map.npz", allow_pickle=False, **plane._asdict())

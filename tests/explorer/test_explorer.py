@@ -1,0 +1,325 @@
+"""Each panel of the explorer, used as a person would, in a real browser, on a real service."""
+
+import base64
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.explorer.browser import DESKTOP, PHONE
+
+pytestmark = pytest.mark.heavy
+
+# Violations are what fails; colour contrast is among them.
+AXE = Axe()
+
+
+def pixels(content):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("L")).astype(int)
+
+
+def shown(visit, selector):
+    """The image of an <img> or a <canvas>, as grey levels [h, w]."""
+    element = visit.page.locator(selector)
+    data = element.evaluate(
+        """async (element) => {
+            const canvas = document.createElement("canvas");
+            if (element instanceof HTMLImageElement) await element.decode();
+            canvas.width = element.naturalWidth ?? element.width;
+            canvas.height = element.naturalHeight ?? element.height;
+            canvas.getContext("2d").drawImage(element, 0, 0);
+            return canvas.toDataURL().split(",")[1];
+        }"""
+    )
+    return pixels(base64.b64decode(data))
+
+
+def changes(visit, selector, act):
+    """Whether the picture is another one after the act."""
+    before = shown(visit, selector)
+    act()
+    visit.settle()
+    after = shown(visit, selector)
+    return before.shape != after.shape or (before != after).any()
+
+
+def copied(visit, panel, language):
+    """The recipe, as it comes from the clipboard."""
+    section = visit.page.locator(f"#{panel}")
+    if not section.locator("details").get_attribute("open"):
+        section.locator("summary").click()
+    section.get_by_role("button", name=f"Copy the {language}").click()
+    expect(section.get_by_text("Copied", exact=False)).to_be_visible()
+    return visit.page.evaluate("navigator.clipboard.readText()")
+
+
+def run(folder, program, *arguments):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def draw(visit, *points):
+    """A stroke on the easel through points in its units, 0…1."""
+    easel = visit.page.locator("#easel")
+    easel.scroll_into_view_if_needed()
+    box = easel.bounding_box()
+    mouse = visit.page.mouse
+    for number, (x, y) in enumerate(points):
+        mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        if number == 0:
+            mouse.down()
+    mouse.up()
+    visit.settle()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("device", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, device, size, scheme):
+    visit = visiting(size, scheme)
+    page = visit.page
+    visit.screenshot(f"{device}-{scheme}")
+    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert page.locator("#wall li").count() == 48
+    assert shown(visit, "#wander canvas").std() > 10
+    assert shown(visit, "[data-is=reconstruction]").std() > 10
+    for summary in page.locator("summary").all():
+        summary.click()
+    results = AXE.run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_path):
+    facts = visit.page.locator("#describe .facts")
+    assert changes(
+        visit,
+        "[data-is=reconstruction]",
+        lambda: draw(visit, (0.3, 0.25), (0.7, 0.25), (0.5, 0.5), (0.4, 0.85)),
+    )
+    visit.screenshot("drawn", "#describe")
+    expect(facts).to_contain_text("Squared error")
+    said = run(
+        tmp_path,
+        "bash",
+        "-euo",
+        "pipefail",
+        "-c",
+        copied(visit, "describe", "curl").replace("curl ", "curl -fsS "),
+    )
+    assert '"mean"' in said
+    made = pixels((tmp_path / "reconstruction.png").read_bytes())
+    np.testing.assert_array_equal(made, shown(visit, "[data-is=reconstruction]"))
+    assert "(1, 28, 28, 1)" in run(tmp_path, sys.executable, "-c", copied(visit, "describe", "Python"))
+
+    visit.page.get_by_role("button", name="Clear").click()
+    visit.settle()
+    assert shown(visit, "#easel").std() == 0
+
+
+def test_a_file_is_described_and_a_wrong_one_is_explained(visit, explored, tmp_path):
+    sample = httpx.get(f"{explored}sample?n=1&seed=11", headers={"Accept": "image/png"}).content
+    (tmp_path / "digit.png").write_bytes(sample)
+    (tmp_path / "text.png").write_text("this is no picture")
+    choose = visit.page.locator("#file")
+    assert changes(visit, "[data-is=reconstruction]", lambda: choose.set_input_files(tmp_path / "digit.png"))
+    assert "@'digit.png'" in copied(visit, "describe", "curl")
+
+    trouble = visit.page.locator("#describe .trouble")
+    choose.set_input_files(tmp_path / "text.png")
+    expect(trouble).to_contain_text("image")
+    assert visit.complaints.pop().startswith(
+        "Failed to load resource: the server responded with a status of 422"
+    )
+    drop = """([bytes]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([Uint8Array.from(bytes)], "dropped.png", { type: "image/png" }));
+        const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true });
+        document.querySelector("#easel").dispatchEvent(drop);
+    }"""
+    visit.page.evaluate(drop, [list(sample)])
+    expect(trouble).to_be_hidden()
+    assert "@'dropped.png'" in copied(visit, "describe", "curl")
+
+
+def test_the_map_is_walked_on_with_pointer_and_keys(visit):
+    page = visit.page
+    area = page.locator("#map canvas")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+
+    def place(x, y):
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    def drag():
+        page.mouse.move(*place(0.5, 0.5))
+        page.mouse.down()
+        page.mouse.move(*place(0.25, 0.4), steps=20)
+        page.mouse.up()
+
+    visit.most_in_flight.clear()
+    assert changes(visit, "#map img", drag)
+    assert visit.most_in_flight["decode"] == 1
+    expect(page.locator("#map figcaption")).to_contain_text("The nearest picture is a")
+    assert "decode?model=mnist%401" in copied(visit, "map", "curl")
+
+    page.mouse.move(*place(0.4, 0.5))  # hovering enlarges what is there
+    visit.settle()
+    visit.screenshot("map", "#map")
+    for act in (
+        lambda: page.get_by_role("button", name="Zoom in").click(),
+        lambda: page.get_by_role("button", name="3", exact=True).click(),
+        lambda: page.get_by_role("button", name="Whole map").click(),
+    ):
+        assert changes(visit, "#map canvas", act)
+
+    def keys():
+        area.focus()
+        for key in ("ArrowLeft", "ArrowUp", "+", "ArrowLeft", "ArrowLeft"):
+            page.keyboard.press(key)
+
+    assert changes(visit, "#map img", keys)
+
+    page.get_by_label("Drag to move").check()
+    before = shown(visit, "#map img")
+    assert changes(visit, "#map canvas", drag)
+    np.testing.assert_array_equal(shown(visit, "#map img"), before)
+
+
+def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
+    page = visit.page
+    slider = page.locator("#knobs input").first
+    box = slider.bounding_box()
+
+    def slide():
+        slider.scroll_into_view_if_needed()
+        at = slider.bounding_box()
+        page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(at["x"] + at["width"] - 2, at["y"] + at["height"] / 2, steps=30)
+        page.mouse.up()
+
+    assert box["height"] >= 24
+    visit.most_in_flight.clear()
+    assert changes(visit, "#knobs img", slide)
+    assert visit.most_in_flight["decode"] == 1
+    assert float(page.locator("#knobs output").first.text_content()) > 2.5
+    run(tmp_path, "bash", "-euc", copied(visit, "knobs", "curl"))
+    np.testing.assert_array_equal(
+        pixels((tmp_path / "decoded.png").read_bytes()), shown(visit, "#knobs img")
+    )  # the newest position won
+    slider.focus()
+    assert changes(visit, "#knobs img", lambda: page.keyboard.press("Home"))
+    back = page.get_by_role("button", name="Back to the picture")
+    assert changes(visit, "#knobs img", back.click)
+
+
+def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
+    page = visit.page
+    seed = page.get_by_label("Seed", exact=True)
+
+    def hanging():
+        return page.locator("#wall img").evaluate_all("images => images.map(image => image.src)")
+
+    def choose(act):
+        act()
+        visit.settle()
+        return hanging()
+
+    before = hanging()
+    assert choose(lambda: seed.fill("8")) != before
+    assert choose(lambda: seed.fill("7")) == before
+    choose(page.get_by_role("button", name="New seed").click)
+    assert seed.input_value() != "7"
+    choose(lambda: seed.fill("7"))
+    assert choose(lambda: page.get_by_label("Temperature").fill("0.3")) != before
+    run(tmp_path, "bash", "-euc", copied(visit, "wall", "curl"))
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert sheet.width > 6 * 28
+    seed.fill("-1")  # is not sent
+    assert hanging() == choose(lambda: None)
+    assert changes(visit, "[data-is=reconstruction]", page.locator("#wall button").nth(2).click)
+
+
+def test_the_way_between_two_is_scrubbed(visit, tmp_path):
+    page = visit.page
+    ends = page.locator("#between fieldset")
+    ends.nth(1).get_by_role("radio").nth(3).focus()
+    screen = "#between [data-is=numbers]"
+    assert changes(visit, screen, lambda: page.keyboard.press("ArrowRight"))
+    scrubber = page.get_by_label("How far")
+    scrubber.focus()
+    assert changes(visit, screen, lambda: page.keyboard.press("Home"))
+    start = shown(visit, screen)
+    np.testing.assert_array_equal(start, shown(visit, "#between [data-is=pixels]"))
+    assert changes(visit, screen, lambda: page.keyboard.press("End"))
+    scrubber.fill("12")
+    assert (shown(visit, screen) != shown(visit, "#between [data-is=pixels]")).any()
+    visit.screenshot("between", "#between")
+    run(tmp_path, "bash", "-euc", copied(visit, "between", "curl"))
+    with Image.open(tmp_path / "between.png") as frames:
+        assert frames.width > 5 * 28
+
+
+def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):
+    page = visit.page
+    page.locator("#model").select_option(label="colour@1")
+    visit.settle()
+    expect(page.locator("#map .absent")).to_contain_text("colour@1 was published without a map")
+    expect(page.locator("#about")).to_contain_text("10 × 12 in colour, 24 numbers")
+    expect(page.get_by_label("Pen")).to_be_visible()
+    assert changes(visit, "[data-is=reconstruction]", lambda: draw(visit, (0.2, 0.2), (0.8, 0.8)))
+    visit.screenshot("colour")
+    page.locator("#model").select_option(label="mnist@1")
+    visit.settle()
+    expect(page.locator("#map canvas")).to_be_visible()
+
+
+def test_everything_can_be_reached_by_keyboard(visit):
+    page = visit.page
+    page.evaluate("document.body.focus()")
+    wanted = page.evaluate(
+        """[...document.querySelectorAll("a, button, select, input, summary, [tabindex='0']")]
+            .filter((each) => each.checkVisibility() && (each.type !== "radio" || each.checked)).length"""
+    )
+    reached = set()
+    for _ in range(wanted + 5):
+        page.keyboard.press("Tab")
+        seen = page.evaluate(
+            """() => {
+                const element = document.activeElement;
+                const outlined = element.closest(".button")
+                    ?? element.parentElement.querySelector(":checked + .picture") ?? element;
+                if (element === document.body) return ["", true];
+                window.reached ??= [];
+                if (!window.reached.includes(element)) window.reached.push(element);
+                return [window.reached.indexOf(element), getComputedStyle(outlined).outlineStyle !== "none"];
+            }"""
+        )
+        assert seen[1], f"one cannot see that element {seen[0]} has the focus"
+        reached.add(seen[0])
+    assert len(reached - {""}) == wanted
+
+
+def test_a_service_that_went_away_is_said_in_a_sentence(visit):
+    visit.page.context.set_offline(True)
+    visit.page.get_by_role("button", name="New seed").click()
+    expect(visit.page.locator("#wall .trouble")).to_have_text(
+        "The service does not answer. Is it still running?"
+    )
+    visit.page.context.set_offline(False)
+    visit.page.get_by_role("button", name="New seed").click()
+    expect(visit.page.locator("#wall .trouble")).to_be_hidden()
+    assert "ERR_INTERNET_DISCONNECTED" in visit.complaints.pop()
