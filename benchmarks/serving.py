@@ -36,7 +36,6 @@ from service.runtime.cpus import usable_cpus
 HERE = Path(__file__).parent
 DISTURBED = 0.08  # of the CPU, stolen by the host or used by other programs: a round with more is repeated
 REPEATS = 3
-PATIENCE = 420  # seconds after which nothing is repeated any more
 NPY = "application/x-npy"
 
 # Other people's servers → what pip installs for them.
@@ -194,11 +193,12 @@ SCENARIOS = (
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server is left behind
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         models = work / "models"
         publish_reference(models)
-        bench = Bench(models, options.seconds)
+        bench = Bench(models, options.seconds, options.patience)
         if options.curves:
             from benchmarks.curves import draw
 
@@ -228,6 +228,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", metavar="NAME", help=f"of {', '.join(FILES)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of each contender in each round")
+    parser.add_argument(
+        "--patience", type=float, default=420, help="seconds after which nothing is repeated any more"
+    )
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument(
         "--peers", type=Path, default=Path(".venv/peers"), help="environments for other people's servers"
@@ -238,6 +241,9 @@ def arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="instead: latency against connections, throughput against "
         "batch and width of the model, a picture each",
+    )
+    parser.add_argument(
+        "--write", type=Path, nargs="*", default=[], metavar="PAGE", help="documents to put the tables into"
     )
     parser.add_argument("--json", type=Path, help="also write every figure of every round there")
     return parser.parse_args()
@@ -301,12 +307,12 @@ def check(server: Server, expected: np.ndarray) -> None:
 class Bench:
     """Measures, and repeats what was disturbed."""
 
-    def __init__(self, models: Path, seconds: float) -> None:
+    def __init__(self, models: Path, seconds: float, patience: float) -> None:
         self.models = models
         self.seconds = seconds
         self.disturbed: list[float] = []  # of each figure that counts
         self.repeated = 0
-        self.patient_until = time.monotonic() + PATIENCE
+        self.patient_until = time.monotonic() + patience
 
     def graph(self, name: str, model: str = "reference") -> Path:
         return self.models / model / f"1/{name}.onnx"
@@ -423,35 +429,54 @@ def middle(rounds: list[Figures]) -> Figures:
 def report(bench: Bench, servers: list[Server], singles: Any, others: Any, options: Any) -> None:
     raw = middle(singles[RAW])
     batch, processes, threads = bench.encoder
-    print(
-        f"\nOne PNG → /encode → JSON, {options.connections} connections; medians of {options.rounds} rounds\n"
-    )
-    print("| | images/s | of raw onnxruntime | p50 ms | p99 ms | CPU µs an image | errors |")
-    print("|---|---|---|---|---|---|---|")
-    print(f"| {RAW}, batch {batch} ({processes} × {threads} threads) | {raw.rate:,.0f} | 1.00 | | | | |")
-    order = sorted(servers, key=lambda server: -middle(singles[server.name]).rate)
-    for server in order:
+    what = f"One PNG → /encode → JSON, {options.connections} connections"
+    lines = [
+        f"{what}; medians of {options.rounds} rounds:",
+        "",
+        "| | images/s | of raw onnxruntime | p50 ms | p99 ms | CPU µs an image | errors |",
+        "|---|---|---|---|---|---|---|",
+        f"| {RAW}, batch {batch}, {processes} × {threads} threads | {raw.rate:,.0f} | 1.00 | | | | |",
+    ]
+    for server in sorted(servers, key=lambda server: -middle(singles[server.name]).rate):
         it = middle(singles[server.name])
-        print(
+        lines.append(
             f"| {server.name} | {it.rate:,.0f} | {it.rate / raw.rate:.2f} | {it.p50 * 1e3:.1f} | "
             f"{it.p99 * 1e3:.1f} | {it.server_cpu * 1e6:.0f} | {it.bad:.0f} |"
         )
-    print(f"\n| {OURS} | images/s | of raw onnxruntime | p50 ms | raw p50 ms |\n|---|---|---|---|---|")
+    lines += [
+        "",
+        f"| {OURS} | images/s | of raw onnxruntime | p50 ms | raw p50 ms |",
+        "|---|---|---|---|---|",
+    ]
     for title, rounds in others.items():
         theirs, ours = middle([raw for raw, _ in rounds]), middle([served for _, served in rounds])
-        print(
+        lines.append(
             f"| {title} | {ours.rate:,.0f} | {ours.rate / theirs.rate:.2f} | {ours.p50 * 1e3:.2f} | "
             f"{theirs.p50 * 1e3:.2f} |"
         )
     client = middle([each for server in servers for each in singles[server.name]]).client_cpu
-    print(
-        f"\n{usable_cpus()} CPUs; disturbed (stolen, or used by other programs): median "
-        f"{median(bench.disturbed):.1%}, worst {max(bench.disturbed):.1%}, {bench.repeated} measurements "
-        f"repeated; the load client used {client * 1e6:.0f} µs an answer"
-    )
+    lines += [
+        "",
+        f"{usable_cpus()} CPUs, of which the host or others took {median(bench.disturbed):.1%} (median; "
+        f"at worst {max(bench.disturbed):.1%}) while this was measured, {bench.repeated} measurements were "
+        f"repeated; the load client took {client * 1e6:.0f} µs of CPU an answer.",
+    ]
+    print("\n" + "\n".join(lines))
+    for page in options.write:
+        write(page, "\n".join(lines))
     if options.json:
         figures = {name: [vars(each) for each in rounds] for name, rounds in singles.items()}
         options.json.write_text(json.dumps(figures, indent=1))
+
+
+def write(page: Path, text: str) -> None:
+    """Put the figures where the page has room for them, in place of older ones."""
+    begin, end = "<!-- measured: serving -->\n", "<!-- end: measured -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no lines {begin.strip()} and {end} to write between")
+    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
