@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -23,13 +24,28 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from service.runtime.graph import GraphError, check_graph
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 REQUIRED = ("encoder.onnx", "decoder.onnx", "golden.npz")
 # A manifest is a few kilobytes; anything much larger is not one, and is not worth parsing.
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_FILE_BYTES = (2 << 30) - 1  # what protobuf can hold, so no graph is larger
+# Compressed, a few kilobytes can stand for gigabytes.
+MAX_ARRAY_BYTES = 256 << 20
+# Values of one image and of its latents: a graph that is asked for more takes gigabytes for one batch.
+MAX_VALUES = 1 << 24
 
 
 class BundleError(ValueError):
@@ -50,11 +66,17 @@ class ImageSpec(_Record):
     levels: int = Field(default=256, ge=2, le=256, description="distinct values a pixel had in the data")
     fit: Literal["cover", "contain", "stretch"] = "contain"
 
+    @model_validator(mode="after")
+    def _not_gigantic(self) -> "ImageSpec":
+        if self.height * self.width * self.channels > MAX_VALUES:
+            raise ValueError(f"an image may have {MAX_VALUES:,} values")
+        return self
+
 
 class LatentSpec(_Record):
     """Latents are float32 [n, *shape]."""
 
-    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=8)
     kl: tuple[float, ...] | None = Field(default=None, description="mean KL to N(0, I) per dimension, nats")
 
     @property
@@ -62,12 +84,26 @@ class LatentSpec(_Record):
         """The number of latent dimensions of one image."""
         return math.prod(self.shape)
 
+    @model_validator(mode="after")
+    def _agrees(self) -> "LatentSpec":
+        if self.size > MAX_VALUES:
+            raise ValueError(f"the latents of an image may be {MAX_VALUES:,} values")
+        if self.kl is not None and len(self.kl) > self.size:
+            raise ValueError(f"`kl` has {len(self.kl)} values for {self.size} dimensions")
+        return self
+
 
 class LikelihoodSpec(_Record):
     """p(x|z): its mean is the decoder's `pixels`; `scale` is on [0, 1], None for Bernoulli."""
 
     kind: Literal["bernoulli", "gaussian", "logistic"]
     scale: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "LikelihoodSpec":
+        if (self.kind == "bernoulli") != (self.scale is None):
+            raise ValueError(f"a {self.kind} likelihood {'has no' if self.scale else 'needs a'} scale")
+        return self
 
 
 class PriorSpec(_Record):
@@ -101,14 +137,15 @@ class Training(_Record):
 class Tolerance(_Record):
     """How far another machine may be from the golden vectors (absolute)."""
 
-    latent: float = Field(default=1e-3, gt=0)
-    pixels: float = Field(default=1e-3, gt=0)
-    levels: int = Field(default=1, ge=0, description="grey levels of the decoded uint8 image")
+    # The limits are what no honest export needs: above them the golden vectors would prove nothing.
+    latent: float = Field(default=1e-3, gt=0, le=1)
+    pixels: float = Field(default=1e-3, gt=0, le=0.1)
+    levels: int = Field(default=1, ge=0, le=26, description="grey levels of the decoded uint8 image")
 
 
 class FileRecord(_Record):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
 
 
 def _not_reserved(name: str) -> str:
@@ -118,6 +155,15 @@ def _not_reserved(name: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_not_reserved)]
+
+
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError("two labels are the same")
+    return labels
+
+
+Label = Annotated[str, Field(min_length=1, max_length=256)]
 # Plain names only: a manifest can never point outside its own folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
@@ -133,7 +179,7 @@ class Manifest(_Record):
     latent: LatentSpec
     likelihood: LikelihoodSpec | None = None
     prior: PriorSpec | None = PriorSpec()
-    labels: tuple[str, ...] | None = None
+    labels: Annotated[tuple[Label, ...], AfterValidator(_distinct)] | None = None
     calibration: FileName | None = None
     map: FileName | None = None
     metrics: dict[str, Metric] = {}
@@ -178,32 +224,39 @@ class Bundle:
         if record is None:
             raise BundleError(f"{self.path}: {name} is not in the manifest's list of files; publish it again")
         path = self.path / name
-        if path.is_symlink():
-            raise BundleError(f"{path} is a symbolic link; a bundle holds its own files: copy the file in")
-        try:
-            size = path.stat().st_size
-            data = path.read_bytes() if size == record.bytes else b""
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}); copy the bundle again") from error
-        if size != record.bytes:
+        data = _read_file(path, record.bytes)
+        if len(data) != record.bytes:
+            found = f"{len(data):,}" if len(data) < record.bytes else "more"
             raise BundleError(
-                f"{path} has {size} bytes where the manifest says {record.bytes}; copy or publish it again"
+                f"{path} has {found} bytes where the manifest says {record.bytes:,}; copy or publish it again"
             )
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise BundleError(
                 f"{path} has another SHA-256 than the manifest says: it was changed after it was published; "
                 "restore the file or publish a new version"
             )
+        if path.suffix == ".onnx":
+            try:
+                check_graph(data)
+            except GraphError as error:
+                raise BundleError(f"{path}: {error}") from error
         return data
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of one .npz file of the bundle (never a pickle)."""
+        data = io.BytesIO(self.read(name))
         try:
-            with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, BundleError):
-                raise
+            with zipfile.ZipFile(data) as members:
+                size = sum(member.file_size for member in members.infolist())
+            if size > MAX_ARRAY_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes of the {MAX_ARRAY_BYTES:,} allowed")
+            with np.load(data, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            for key, array in arrays.items():
+                if not isinstance(array, np.ndarray):  # np.load hands over what is no array as bytes
+                    raise ValueError(f"{key} is no array")
+            return arrays
+        except Exception as error:  # zipfile, zlib and numpy raise nearly anything, MemoryError among it
             raise BundleError(
                 f"{self.path / name} is not a readable .npz ({error}); publish it again"
             ) from error
@@ -229,6 +282,14 @@ class Bundle:
                     f"{self.path / 'golden.npz'}: {key} {found}, expected {dtype} [k, "
                     f"{', '.join(map(str, shape))}]; export the model again"
                 )
+        # Pixels are k / (levels - 1) of 255, rounded: what lies between two levels was never in the data.
+        steps = image.levels - 1
+        level = arrays["input"] / 255 * steps
+        if np.abs(level - np.rint(level)).max() > 0.5 * steps / 255 + 1e-6:
+            raise BundleError(
+                f"{self.path / 'golden.npz'}: input has other values than the {image.levels} levels of the "
+                "manifest; publish the model again"
+            )
         return Golden(**{key: arrays[key] for key in expected})
 
 
@@ -250,17 +311,12 @@ def read_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
 
 def _read_manifest(path: Path) -> Manifest:
+    data = _read_file(path, MAX_MANIFEST_BYTES)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; that is no manifest")
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes; that is no manifest")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read ({error.strerror}); a bundle is a folder with a {MANIFEST} in it"
-        ) from error
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, BundleError):
-            raise
         raise BundleError(f"{path} is not JSON ({error}); copy or publish the bundle again") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path} is not a JSON object; copy or publish the bundle again")
@@ -277,6 +333,27 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(
             f"{path}: {where}: {first['msg']}; correct it or publish the model again"
         ) from error
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    """A plain file, and one byte more than `most` of it at most; never through a link, never from a pipe."""
+    try:
+        # Without O_NONBLOCK, to open a pipe would wait for somebody who writes into it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if path.is_symlink():
+            raise BundleError(
+                f"{path} is a symbolic link; a bundle holds its own files: copy the file in"
+            ) from None
+        missing = f"; a bundle is a folder with a {MANIFEST} in it" if path.name == MANIFEST else ""
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}){missing or '; copy the bundle again'}"
+        ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{path} is no plain file; a bundle is a flat folder of files")
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(most + 1)
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,10 @@ class Repository:
             return None
         try:
             engine = open_engine(path, threads=self.threads, provider=self.provider)
-        except BundleError as error:
-            self.refused[str(path)], self._state[path] = str(error), state
+        except Exception as error:  # whatever one bundle is made of, the others are served
+            known = isinstance(error, BundleError)
+            reason = str(error) if known else f"{path} cannot be opened ({error!r}); publish it again"
+            self.refused[str(path)], self._state[path] = reason, state
             return None
         self.refused.pop(str(path), None)
         return engine
