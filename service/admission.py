@@ -22,6 +22,7 @@ from service.problems import InvalidRequest, Overloaded, Problem, SlowRequest, T
 
 # A slower upload than this, in bytes a second, is taken for one that only holds a connection.
 SLOWEST = 16 << 10
+GRACE = 0.1  # seconds
 # Whether the client is still there is asked of requests that take longer than this, in seconds.
 PATIENCE = 0.05
 # The drain rate is of about this many seconds of work, and is believed after half as many.
@@ -223,16 +224,13 @@ class Door:
                 self.admission.check_rows()
                 self.admission.check_bytes(0, size)
                 ticket.reading = True
-                deadline.reschedule(started + self.read_timeout)
-            message = await receive()
+            message = await self._received(receive, started + self.read_timeout + received / SLOWEST)
             if message["type"] == "http.request":
                 more = len(message.get("body", b""))
                 received += more
                 self._check_size(received)
                 ticket.read(more)
-                if message.get("more_body"):
-                    deadline.reschedule(started + self.read_timeout + received / SLOWEST)
-                elif ticket.reading:
+                if ticket.reading and not message.get("more_body"):
                     ticket.begin()
             return message
 
@@ -249,21 +247,33 @@ class Door:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise self._too_late(ticket, received) from None
+            raise self._too_late(ticket) from None
         finally:
             _ticket.reset(token)
             ticket.close()
 
-    def _too_late(self, ticket: _Ticket, received: int) -> Problem | ClientDisconnect:
+    async def _received(self, receive: Receive, until: float) -> Message:
+        """The next message, SlowRequest when it does not come in time."""
+        try:
+            async with asyncio.timeout_at(until):
+                return await receive()
+        except TimeoutError:
+            pass
+        try:
+            # Where this process did not get to run for a while, what has come meanwhile is in time.
+            async with asyncio.timeout(GRACE):
+                return await receive()
+        except TimeoutError:
+            self.admission.refused["slow"] += 1
+            raise SlowRequest(
+                f"The body did not come in time; send it faster than {SLOWEST:,} bytes a second, and with "
+                "the Content-Length that it has.",
+                headers={"Connection": "close"},  # what is left of the body is not waited for
+            ) from None
+
+    def _too_late(self, ticket: _Ticket) -> Problem | ClientDisconnect:
         if ticket.gone:
             return ClientDisconnect()
-        if ticket.reading:
-            self.admission.refused["slow"] += 1
-            return SlowRequest(
-                f"After {received:,} bytes the rest of the body did not come in time; send it faster than "
-                f"{SLOWEST:,} bytes a second, and with the Content-Length that it has.",
-                headers={"Connection": "close"},  # what is left of the body is not waited for
-            )
         ticket.release(done=False)
         self.admission.refused["timeout"] += 1
         return Timeout(

@@ -137,8 +137,8 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [],
     ),
     "slow-request": (
-        "After 65,536 bytes the rest of the body did not come in time; send it faster than 16,384 bytes a "
-        "second, and with the Content-Length that it has.",
+        "The body did not come in time; send it faster than 16,384 bytes a second, and with the "
+        "Content-Length that it has.",
         [],
     ),
     "wrong-model": ("mnist@9 is not loaded; there is mnist@1. No other version stands in for it.", []),
