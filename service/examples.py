@@ -31,6 +31,90 @@ VALUES: dict[str, list[tuple[str, str, Any]]] = {
         ("seeded", "Four images, the same ones every time", {"n": 4, "seed": 7}),
         ("nearer", "Nearer to the mean image", {"n": 4, "temperature": 0.5, "return": ["latents"]}),
     ],
+    "ScoreBody": [
+        ("file", "An image file in base64", {"images": [SQUARE]}),
+        (
+            "all",
+            "With the importance-weighted bound, the reconstruction and the error of each pixel",
+            {"images": [SQUARE], "k": 8, "seed": 7, "return": ["images", "error_map"]},
+        ),
+    ],
+    "ScoreAnswer": [
+        (
+            "anomaly",
+            "A white square is no digit",
+            {
+                "model": "mnist@1",
+                "elbo": [-5310.2],
+                "distortion": [5187.9],
+                "rate": [122.3],
+                "log_prior": [-61.4],
+                "error": [0.021],
+                "p_value": [0.0005],
+                "p_elbo": [0.0002],
+                "p_distortion": [0.0002],
+                "p_rate": [0.14],
+                "p_prior": [0.002],
+                "p_error": [0.0002],
+                "is_anomaly": [True],
+                "false_positive_rate": 0.05,
+                "seed": 7,
+            },
+        )
+    ],
+    "InterpolateBody": [
+        ("images", "Nine frames between two images", {"images": [SQUARE, SQUARE]}),
+        (
+            "latents",
+            "In a straight line between an image and a latent, with the latents of the frames",
+            {"images": [SQUARE], "latents": [LATENTS], "n": 5, "method": "lerp", "return": ["latents"]},
+        ),
+    ],
+    "InterpolateAnswer": [("two", "Two frames", {"model": "mnist@1", "images": [SQUARE, SQUARE]})],
+    "TraverseBody": [
+        ("file", "The dimensions that the model uses most, around an image", {"images": [SQUARE]}),
+        (
+            "dimensions",
+            "Two dimensions around a latent",
+            {"latents": [LATENTS], "dimensions": [3, 17], "n": 5, "extent": 2},
+        ),
+        ("origin", "Around the middle of the latent space", {}),
+    ],
+    "TraverseAnswer": [
+        (
+            "row",
+            "One dimension in two steps",
+            {"model": "mnist@1", "images": [SQUARE, SQUARE], "dimensions": [3], "values": [-3.0, 3.0]},
+        )
+    ],
+    "ArithmeticBody": [
+        ("difference", "a - b + c", {"images": [SQUARE] * 3, "weights": [1, -1, 1]}),
+        ("average", "Half way between an image and a latent", {"images": [SQUARE], "latents": [LATENTS]}),
+    ],
+    "ArithmeticAnswer": [
+        ("sum", "The sum and its image", {"model": "mnist@1", "images": [SQUARE], "latents": [LATENTS]})
+    ],
+    "SimilarityBody": [
+        ("cosine", "Of two images", {"images": [SQUARE, SQUARE]}),
+        (
+            "nearest",
+            "The nearest one of each of three, by their posteriors",
+            {"images": [SQUARE] * 3, "metric": "symmetric_kl", "top": 1},
+        ),
+    ],
+    "SimilarityAnswer": [
+        (
+            "two",
+            "Two images, and which is nearest to which",
+            {
+                "model": "mnist@1",
+                "metric": "cosine",
+                "matrix": [[1.0, 0.25], [0.25, 1.0]],
+                "nearest": [[1], [0]],
+                "nearest_values": [[0.25], [0.25]],
+            },
+        )
+    ],
     "EncodeAnswer": [("mean", "One image's embedding", {"model": "mnist@1", "mean": [LATENTS]})],
     "ImagesAnswer": [("image", "One image", {"model": "mnist@1", "images": [SQUARE]})],
     "ReconstructAnswer": [

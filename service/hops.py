@@ -4,7 +4,7 @@ The routes call these one after the other; what is special about a route stands 
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,10 +13,11 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from service import negotiation, schemas
-from service.codecs import ANIMATION_WRITERS, Answer, Budget, Reader
+from service.codecs import ANIMATION_WRITERS, Answer, Budget
 from service.forms import read_form
 from service.headers import header
 from service.negotiation import JSON, MULTIPART
+from service.problems import TooLarge, WrongModel
 from service.runtime.engine import Posterior
 from service.runtime.prior import noise
 from service.schemas import Options, merge, parse
@@ -24,6 +25,7 @@ from service.served import ServedModel, ServedModels, Service
 from service.telemetry import timed
 
 O = TypeVar("O", bound=Options)  # noqa: E741
+T = TypeVar("T")
 
 
 def service_of(request: Request) -> Service:
@@ -44,21 +46,24 @@ def chosen(models: ServedModels, request: Request, options: Options | None = Non
 
 
 async def read(
-    request: Request, query: O, kind: type[O], field: str, readers: Mapping[str, Reader]
-) -> tuple[ServedModel, O, NDArray[Any]]:
-    """The model that is meant, the options, and rows for the model; `field` has the data of a JSON body."""
+    request: Request, query: O, kind: type[O], field: str | None, readers: Mapping[str, Callable[..., T]]
+) -> tuple[ServedModel, O, T]:
+    """The model that is meant, the options, and rows for the model.
+
+    `field` has the data of a JSON body; None: the reader is given all of it.
+    """
     service = service_of(request)
     declared = header(request.scope, b"content-type")
     media_type = negotiation.content_type(declared, readers)
     models = service.models  # without any, nothing is read
     data = await request.body()
 
-    def rows(budget: Budget) -> tuple[ServedModel, O, NDArray[Any]]:
+    def rows(budget: Budget) -> tuple[ServedModel, O, T]:
         source: Any = data
         options = query
         if media_type == JSON:
             body = parse(kind, data)
-            options, source = merge(query, body), getattr(body, field)
+            options, source = merge(query, body), getattr(body, field) if field else body
         elif media_type == MULTIPART:
             form = read_form(data, declared or "", max_files=budget.images)
             options, source = merge(query, schemas.parse_form(type(query), form.fields)), form.files
@@ -81,6 +86,24 @@ async def write(request: Request, media_type: str, answer: Answer) -> Response:
 def seed_of(given: int | None) -> int:
     """The seed of the request, or a new one that is short enough to be typed again."""
     return secrets.randbits(32) if given is None else given
+
+
+def kl_of(model: ServedModel) -> tuple[float, ...]:
+    """The mean KL of each flattened dimension on held-out images, in nats; a problem if there is none."""
+    if model.manifest.latent.kl is None:
+        raise WrongModel(
+            f"{model.manifest.reference} does not say how much each dimension is used (`latent.kl`); "
+            "name the dimensions yourself, or use a model that vae-train published."
+        )
+    return model.manifest.latent.kl
+
+
+def check_rows(service: Service, rows: int, what: str) -> None:
+    """TooLarge when a request asks for more images than one may."""
+    if rows > service.settings.max_samples:
+        raise TooLarge(
+            f"{what} = {rows:,} is more than the {service.settings.max_samples} of one request; send several."
+        )
 
 
 def draw(posterior: Posterior, seed: int) -> NDArray[np.float32]:

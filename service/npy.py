@@ -15,8 +15,8 @@ _HEADERS = {
 }
 
 
-def read_npy(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The array of an .npy file, which must be of type `dtype`; never a pickle."""
+def read_npy(data: bytes, *dtypes: np.dtype[Any]) -> NDArray[Any]:
+    """The array of an .npy file, which must be of one of these types; never a pickle."""
     file = io.BytesIO(data)
     try:
         shape, fortran, found = _HEADERS[np.lib.format.read_magic(file)](file)
@@ -24,15 +24,16 @@ def read_npy(data: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
         raise InvalidRequest(
             "The body is no .npy file that can be read; write it with numpy.save(file, array)."
         ) from error
-    if found != dtype:
+    if found not in dtypes:
+        names = " or ".join(map(str, dtypes))
         raise WrongShape(
-            f"The array is {found}; send {dtype}, for example numpy.save(file, array.astype('{dtype}'))."
+            f"The array is {found}; send {names}, for example numpy.save(file, array.astype('{dtypes[0]}'))."
         )
     size = math.prod(shape)
     rest = len(data) - file.tell()
-    if rest != size * dtype.itemsize:
+    if rest != size * found.itemsize:
         raise InvalidRequest(
-            f"The header declares an array of {size * dtype.itemsize:,} bytes, and {rest:,} follow; "
+            f"The header declares an array of {size * found.itemsize:,} bytes, and {rest:,} follow; "
             "the body was cut or changed: send it again."
         )
     try:

@@ -35,6 +35,16 @@ SCHEMAS = (
     schemas.ModelsAnswer,
     schemas.ModelAnswer,
     latent_schemas.MapAnswer,
+    latent_schemas.ScoreBody,
+    latent_schemas.ScoreAnswer,
+    latent_schemas.InterpolateBody,
+    latent_schemas.InterpolateAnswer,
+    latent_schemas.TraverseBody,
+    latent_schemas.TraverseAnswer,
+    latent_schemas.ArithmeticBody,
+    latent_schemas.ArithmeticAnswer,
+    latent_schemas.SimilarityBody,
+    latent_schemas.SimilarityAnswer,
     schemas.Health,
     schemas.Readiness,
     problems.ProblemDetails,
@@ -149,6 +159,7 @@ def _content(media_types: Iterable[str], model: type[BaseModel], *, sent: bool) 
 def _form(model: type[BaseModel]) -> dict[str, Any]:
     """The fields of a JSON body as those of a form: images are files; there is no null and no empty list."""
     fields = model.model_json_schema()["properties"]
+    fields.pop("latents", None)  # numbers are no files: they come as JSON or npy
     for field in fields.values():
         field.pop("minItems", None)
         if choices := [each for each in field.get("anyOf", ()) if each != {"type": "null"}]:

@@ -129,9 +129,10 @@ class SlowRequest(Problem):
 
 
 class WrongModel(Problem):
-    """The version asked for is not loaded, or two places of the request name different models.
+    """The version asked for is not loaded, two places name different models, or the model lacks something.
 
-    Latents of one model mean nothing to another, so the service never takes the nearest one instead.
+    Latents of one model mean nothing to another, so the service never takes the nearest one instead. What
+    a model may lack, because it was published without, is a likelihood, a calibration, or its KL.
     """
 
     status, slug, title = 409, "wrong-model", "Not this model"

@@ -1,6 +1,6 @@
 """The endpoints. Each names the hops of a request: read → batcher → engine → write.
 
-The four that compute exist in three forms: `/encode`, `/models/{name}/encode` and
+Those that compute exist in three forms: `/encode`, `/models/{name}/encode` and
 `/models/{name}/versions/{version}/encode`, all of them one function.
 """
 
@@ -9,21 +9,43 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 from numpy.typing import NDArray
 
-from service import negotiation, openapi, problems
+from service import caching, negotiation, openapi, problems
 from service.admission import admit
-from service.codecs import ARRAY_WRITERS, IMAGE_READERS, LATENT_READERS, WRITERS, Answer
-from service.hops import chosen, draw, read, seed_of, service_of, wanted, write
-from service.latent_schemas import MapAnswer
+from service.codecs import (
+    ANIMATION_WRITERS,
+    ARRAY_WRITERS,
+    IMAGE_READERS,
+    LATENT_READERS,
+    WRITERS,
+    Answer,
+)
+from service.hops import chosen, draw, kl_of, read, seed_of, service_of, wanted, write
+from service.latent_schemas import (
+    ArithmeticAnswer,
+    ArithmeticBody,
+    InterpolateAnswer,
+    InterpolateBody,
+    MapAnswer,
+    ScoreAnswer,
+    ScoreBody,
+    SimilarityAnswer,
+    SimilarityBody,
+    TraverseAnswer,
+    TraverseBody,
+)
 from service.map import MAP_WRITERS, show_map
 from service.negotiation import JSON
 from service.openapi import Operation
+from service.paths import arithmetic, interpolate, traverse
+from service.points import POINT_READERS, SEVERAL_READERS
 from service.problems import Pointer
-from service.runtime.calibration import squared_error
+from service.runtime.calibration import kl, squared_error
 from service.schemas import (
     DecodeBody,
     EncodeAnswer,
@@ -45,7 +67,11 @@ from service.schemas import (
     merge,
     parse,
 )
+from service.score import score_images
 from service.served import ServedModel
+from service.similarity import similarity
+
+ACTIVE = 0.01  # nats of mean KL from which on a dimension counts as used
 
 
 async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> Response:
@@ -63,6 +89,10 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
         seed = seed_of(options.seed)
         sampling = partial(draw, posterior, seed)
         arrays["sample"] = await service_of(request).run(posterior.mean.size, sampling)
+    if "kl" in options.return_:
+        arrays["kl"] = kl(*posterior).astype(np.float32)
+    if "active" in options.return_:
+        arrays["active"] = np.reshape(kl_of(model), posterior.mean.shape[1:]) > ACTIVE
     asked = {str(name): arrays[name] for name in options.return_}
     return await write(request, media_type, Answer(model.manifest.reference, asked, seed))
 
@@ -103,8 +133,15 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
         raise problems.TooLarge(
             f"n = {options.n} is more than the {service.settings.max_samples} of one request; send several."
         )
-    admit(options.n)
     seed, label = seed_of(options.seed), _label(request, model, options)
+    keeping: dict[str, str] = {}
+    if request.method == "GET" and options.seed is not None:
+        pinned = caching.names_version(request, options.model)
+        tag = caching.etag(model, media_type, options.model_dump(exclude={"model"}))
+        if answer := caching.not_modified(request, tag, model, pinned=pinned):
+            return answer
+        keeping = caching.headers(tag, pinned=pinned)
+    admit(options.n)
     latents = await service.run(
         options.n * model.manifest.latent.size,
         lambda: model.prior.sample(
@@ -113,12 +150,15 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
             temperature=options.temperature,
             kind=options.prior,
             label=label,
+            truncation=options.truncation,
         ),
     )
     arrays: dict[str, NDArray[Any]] = {"images": await model.decode(latents)}
     if "latents" in options.return_:
         arrays["latents"] = latents
-    return await write(request, media_type, Answer(model.manifest.reference, arrays, seed))
+    response = await write(request, media_type, Answer(model.manifest.reference, arrays, seed))
+    response.headers.update(keeping)
+    return response
 
 
 async def list_models(request: Request) -> Response:
@@ -202,6 +242,40 @@ COMPUTING = (
     ),
     Operation("sample", "GET", "/sample", sample, SampleAnswer, WRITERS),
     Operation("sample_post", "POST", "/sample", sample, SampleAnswer, WRITERS, SampleBody, (JSON,)),
+    Operation("score", "POST", "/score", score_images, ScoreAnswer, WRITERS, ScoreBody, IMAGE_READERS),
+    Operation(
+        "interpolate",
+        "POST",
+        "/interpolate",
+        interpolate,
+        InterpolateAnswer,
+        ANIMATION_WRITERS,
+        InterpolateBody,
+        SEVERAL_READERS,
+    ),
+    Operation(
+        "traverse", "POST", "/traverse", traverse, TraverseAnswer, WRITERS, TraverseBody, POINT_READERS
+    ),
+    Operation(
+        "arithmetic",
+        "POST",
+        "/arithmetic",
+        arithmetic,
+        ArithmeticAnswer,
+        WRITERS,
+        ArithmeticBody,
+        POINT_READERS,
+    ),
+    Operation(
+        "similarity",
+        "POST",
+        "/similarity",
+        similarity,
+        SimilarityAnswer,
+        ARRAY_WRITERS,
+        SimilarityBody,
+        SEVERAL_READERS,
+    ),
 )
 INFORMING = (
     Operation("list_models", "GET", "/models", list_models, ModelsAnswer),

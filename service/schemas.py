@@ -29,7 +29,11 @@ class Options(BaseModel):
     ] = None
 
 
-def _split(value: Any) -> Any:
+# Options that may be said several times, in a query and in a form.
+LISTS = frozenset({"return", "weights", "dimensions"})
+
+
+def split(value: Any) -> Any:
     """`?return=mean,logvar` and `?return=mean&return=logvar` are the same list."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [part.strip() for item in value for part in item.split(",")]
@@ -56,12 +60,13 @@ class EncodeOptions(Options):
     """Query parameters of /encode."""
 
     return_: Annotated[
-        list[Literal["mean", "logvar", "sample"]],
-        BeforeValidator(_split),
+        list[Literal["mean", "logvar", "sample", "kl", "active"]],
+        BeforeValidator(split),
         Field(
             alias="return",
             min_length=1,
-            description="what to return of the posterior: its mean, its log-variance, a sample of it",
+            description="what to return of the posterior: its mean, its log-variance, a sample of it, its KL "
+            "to N(0, I) in nats; and which dimensions are active, that is, used by the model at all",
         ),
     ] = ["mean"]
     seed: Seed = None
@@ -94,9 +99,15 @@ class SampleOptions(Options):
             examples=["7"],
         ),
     ] = None
+    truncation: float | None = Field(
+        None,
+        ge=0.01,
+        le=10,
+        description="cuts the noise off at ± this many deviations: typical images instead of rare ones",
+    )
     return_: Annotated[
         list[Literal["latents"]],
-        BeforeValidator(_split),
+        BeforeValidator(split),
         Field(alias="return", description="`latents` adds the latents that were decoded"),
     ] = []
 
@@ -112,34 +123,31 @@ _Reals2 = Annotated[list[_Reals1], Field(fail_fast=True)]
 _Reals3 = Annotated[list[_Reals2], Field(fail_fast=True)]
 Latent = _Reals1 | _Reals2 | _Reals3
 
-Images = Annotated[
-    list[str | _Bytes2 | _Bytes3],
-    Field(
-        min_length=1,
-        fail_fast=True,
-        description="Each an image file (PNG, JPEG, WebP, GIF, BMP) in base64, which is fitted to the "
-        "model's size; or its pixels 0…255 as nested lists [h][w][c] or [h][w], in exactly the model's size.",
-    ),
-]
+Image = str | _Bytes2 | _Bytes3
+IMAGES = (
+    "Each an image file (PNG, JPEG, WebP, GIF, BMP) in base64, which is fitted to the model's size; or its "
+    "pixels 0…255 as nested lists [h][w][c] or [h][w], in exactly the model's size."
+)
+Images = Annotated[list[Image], Field(min_length=1, fail_fast=True, description=IMAGES)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class EncodeBody(_Body, EncodeOptions):
+class EncodeBody(Body, EncodeOptions):
     """JSON body of /encode."""
 
     images: Images
 
 
-class ReconstructBody(_Body, Options):
+class ReconstructBody(Body, Options):
     """JSON body of /reconstruct."""
 
     images: Images
 
 
-class DecodeBody(_Body, Options):
+class DecodeBody(Body, Options):
     """JSON body of /decode."""
 
     latents: Annotated[
@@ -148,7 +156,7 @@ class DecodeBody(_Body, Options):
     ]
 
 
-class SampleBody(_Body, SampleOptions):
+class SampleBody(Body, SampleOptions):
     """JSON body of POST /sample; all of it may be left out."""
 
 
@@ -159,6 +167,8 @@ class EncodeAnswer(BaseModel):
     mean: list[Latent] | None = None
     logvar: list[Latent] | None = None
     sample: list[Latent] | None = None
+    kl: list[Latent] | None = None
+    active: Any = Field(default=None, description="[*latent], true where the model uses the dimension")
     seed: int | None = None
 
 
@@ -278,7 +288,7 @@ def parse_query(kind: type[O], query: bytes) -> O:
     """The options of a query string, as FastAPI reads them: of what is said twice the last, lists whole."""
     values: dict[str, Any] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        values[name] = [*values.get(name, ()), value] if name == "return" else value
+        values[name] = [*values.get(name, ()), value] if name in LISTS else value
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -287,10 +297,8 @@ def parse_query(kind: type[O], query: bytes) -> O:
 
 
 def parse_form(kind: type[O], fields: dict[str, list[str]]) -> O:
-    """The options of a form, written as in a query: `return` may be there several times, the rest once."""
-    values = {
-        name: found if name == "return" or len(found) > 1 else found[0] for name, found in fields.items()
-    }
+    """The options of a form, written as in a query: lists may be there several times, the rest once."""
+    values = {name: found if name in LISTS or len(found) > 1 else found[0] for name, found in fields.items()}
     try:
         return kind.model_validate(values)
     except ValidationError as error:

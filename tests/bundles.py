@@ -63,7 +63,7 @@ def with_held_out(draft: Draft, n: int, seed: int = 0) -> Draft:
     posterior = engine.encode(images)
     mean, logvar = posterior
     z = mean + np.exp(logvar / 2) * noise(seed, range(n), mean.shape[1:])
-    found = score(draft.manifest, images, posterior, engine.pixels(z), engine.decode(mean))
+    found = score(draft.manifest, engine.prior, images, posterior, engine.pixels(z), engine.decode(mean))
     np.savez_compressed(folder / "calibration.npz", **calibrate(found)._asdict())
     flat = mean.reshape(n, -1)
     centre = flat.mean(axis=0)

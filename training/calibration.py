@@ -20,7 +20,16 @@ def scores(engine: Engine, images: Slices, seed: int) -> Scores:
         part = images[start : start + CHUNK]
         posterior = Posterior(*engine.encode(part))
         z = draw(*posterior, seed, start)
-        parts.append(score(engine.manifest, part, posterior, engine.pixels(z), engine.decode(posterior.mean)))
+        parts.append(
+            score(
+                engine.manifest,
+                engine.prior,
+                part,
+                posterior,
+                engine.pixels(z),
+                engine.decode(posterior.mean),
+            )
+        )
     return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -9,20 +9,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.runtime.bundle import Bundle, BundleError, Manifest
+from service.runtime.bundle import Bundle, BundleError, ImageSpec, LikelihoodSpec, Manifest
 from service.runtime.likelihood import log_prob
+from service.runtime.prior import Prior
 
 ByteImages = NDArray[np.uint8]  # [n, h, w, c]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 
+PIECE = 1 << 18  # pixels that are scored at once
+
+
 class Scores(NamedTuple):
-    """Of each image: -log p(x|z) and KL(q(z|x) ‖ N(0, I)) in nats, float64 [n], and the mean squared error of
-    its reconstruction on [0, 1], float32 [n]."""
+    """Of each image: -log p(x|z), KL(q(z|x) ‖ N(0, I)) and log p(z) of the posterior mean under the served
+    prior, in nats, float64 [n]; and the mean squared error of the reconstruction on [0, 1], float32 [n]."""
 
     distortion: Doubles
     rate: Doubles
+    log_prior: Doubles
     error: Floats
 
     @property
@@ -47,6 +52,7 @@ def squared_error(images: ByteImages, others: ByteImages) -> Floats:
 
 def score(
     manifest: Manifest,
+    prior: Prior,
     images: ByteImages,
     posterior: tuple[Floats, Floats],
     pixels: Floats,
@@ -60,41 +66,87 @@ def score(
     if manifest.likelihood is None:
         raise ValueError(f"{manifest.reference} has no likelihood")
     return Scores(
-        distortion=-log_prob(manifest.likelihood, manifest.image, images, pixels),
+        distortion=-_log_likelihood(manifest.likelihood, manifest.image, images, pixels),
         rate=kl(*posterior).reshape(len(images), -1).sum(axis=1),
+        log_prior=prior.log_density(posterior[0]),
         error=squared_error(images, reconstructions),
     )
 
 
+def log_weights(
+    manifest: Manifest, images: ByteImages, posterior: tuple[Floats, Floats], z: Floats, pixels: Floats
+) -> Doubles:
+    """log p(x|z) p(z) / q(z|x) with p(z) = N(0, I), of one z and its pixels for each image: nats [n].
+
+    The mean of the exponentials over many z is the importance-weighted estimate of p(x).
+    """
+    if manifest.likelihood is None:
+        raise ValueError(f"{manifest.reference} has no likelihood")
+    mean, logvar, drawn = (array.reshape(len(z), -1).astype(np.float64) for array in (*posterior, z))
+    ratio = 0.5 * (np.square(drawn - mean) * np.exp(-logvar) + logvar - np.square(drawn)).sum(axis=1)
+    total: Doubles = _log_likelihood(manifest.likelihood, manifest.image, images, pixels) + ratio
+    return total
+
+
 class Calibration(NamedTuple):
-    """Scores of m held-out images, each float32 [m] in ascending order."""
+    """Scores of m held-out images, and how unusual they are among themselves; each float32 [m], ascending."""
 
     elbo: Floats
     distortion: Floats
     rate: Floats
+    log_prior: Floats
     error: Floats
+    surprise: Floats
 
     def p_values(self, scores: Scores) -> dict[str, Doubles]:
-        """Of each image and score, (1 + how many held-out images are as unusual) / (1 + m), float64 [n].
+        """Of each image, (1 + how many held-out images are as unusual) / (1 + m), float64 [n].
 
-        Unusual is a low ELBO, and a high distortion, rate or error. For an image like the held-out ones
-        P(p ≤ t) ≤ t holds for every t exactly, however few of them there are.
+        Unusual is a low `elbo` or `log_prior`, and a high `distortion`, `rate` or `error`. `value` joins two
+        that fail on different images: the ELBO misses a letter that the model draws as well as any digit, the
+        prior misses a blank image. It ranks the smaller of their two p-values, -log of which is the surprise.
         """
-        return {
+        found = {
             "elbo": _share_above(-self.elbo[::-1], -scores.elbo),
             "distortion": _share_above(self.distortion, scores.distortion),
             "rate": _share_above(self.rate, scores.rate),
+            "prior": _share_above(-self.log_prior[::-1], -scores.log_prior),
             "error": _share_above(self.error, scores.error),
         }
+        return {"value": _share_above(self.surprise, _surprise(found)), **found}
 
 
 def calibrate(scores: Scores) -> Calibration:
     """The calibration that the scores of held-out images make."""
-    return Calibration(
-        *(
-            np.sort(values.astype(np.float32))
-            for values in (scores.elbo, scores.distortion, scores.rate, scores.error)
-        )
+
+    def ascending(values: NDArray[np.floating]) -> Floats:
+        return np.sort(values.astype(np.float32))
+
+    found = Calibration(
+        elbo=ascending(scores.elbo),
+        distortion=ascending(scores.distortion),
+        rate=ascending(scores.rate),
+        log_prior=ascending(scores.log_prior),
+        error=ascending(scores.error),
+        surprise=np.zeros(len(scores.rate), np.float32),
+    )
+    return found._replace(surprise=ascending(_surprise(found.p_values(scores))))
+
+
+def _surprise(p_values: dict[str, Doubles]) -> Doubles:
+    surprise: Doubles = -np.log(np.minimum(p_values["elbo"], p_values["prior"]))
+    return surprise
+
+
+def _log_likelihood(
+    likelihood: LikelihoodSpec, spec: ImageSpec, images: ByteImages, pixels: Floats
+) -> Doubles:
+    """`log_prob` in pieces: it works in float64 on a dozen arrays of the size that it is given."""
+    step = max(1, PIECE // images[0].size)
+    return np.concatenate(
+        [
+            log_prob(likelihood, spec, images[start : start + step], pixels[start : start + step])
+            for start in range(0, len(images), step)
+        ]
     )
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,19 @@ class Mixture:
         drawn: Floats = self.means[chosen] + np.float32(temperature) * spread
         return drawn
 
+    def log_density(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """log p(z) in nats, float64 [n]; z is [n, d]."""
+        parts = np.stack(
+            [
+                _log_normal(np.linalg.solve(factor, (z - mean).T).T) - np.log(np.diag(factor)).sum()
+                for mean, factor in zip(self.means.astype(float), self.factors.astype(float), strict=True)
+            ]
+        )
+        with np.errstate(divide="ignore"):  # a component of no weight
+            weights = np.log(self.weights)[:, np.newaxis]
+        density: NDArray[np.float64] = np.logaddexp.reduce(parts + weights, axis=0)
+        return density
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -61,6 +75,11 @@ class Prior:
         """What can be sampled from; the last is what is served where nothing else is asked for."""
         return ("normal", "mixture") if self.mixture else ("normal",)
 
+    def log_density(self, latents: Floats) -> NDArray[np.float64]:
+        """log p(z) in nats of latents [n, *shape] under what is sampled from by default, float64 [n]."""
+        z = latents.reshape(len(latents), -1).astype(np.float64)
+        return _log_normal(z) if self.mixture is None else self.mixture.log_density(z)
+
     def sample(
         self,
         *,
@@ -69,19 +88,25 @@ class Prior:
         temperature: float = 1.0,
         kind: PriorKind | None = None,
         label: int | None = None,
+        truncation: float | None = None,
     ) -> Floats:
         """Latents float32 [len(rows), *shape]; `temperature` scales the deviation, within each component.
 
         `kind` is one of `kinds`; `label`, one of `by_label`, takes that label's mixture instead.
+        `truncation` t takes the noise from a normal that is cut off at ±t.
         """
+
+        def cut(normals: Floats) -> Floats:
+            return normals if truncation is None else truncated(normals, truncation)
+
         mixture = self.mixture if (kind or self.kinds[-1]) == "mixture" else None
         if label is not None:
             mixture = self.by_label[label]
         if mixture is None:
-            return noise(seed, rows, self.shape) * np.float32(temperature)
+            return cut(noise(seed, rows, self.shape)) * np.float32(temperature)
         words = _words(self.shape)
         uniform = _uniforms(seed, rows, words + 1)
-        normals = _normals(uniform[:, :words], (math.prod(self.shape),))
+        normals = cut(_normals(uniform[:, :words], (math.prod(self.shape),)))
         return mixture.at(uniform[:, words], normals, temperature).reshape(len(rows), *self.shape)
 
 
@@ -129,6 +154,23 @@ def _read_mixture(bundle: Bundle, file: str, arrays: Mapping[str, NDArray[Any]],
         raise BundleError(f"{bundle.path / file}: {prefix}weights do not sum to 1; publish it again")
     means, factors = (arrays[prefix + name].astype(np.float32) for name in ("means", "factors"))
     return Mixture(weights, means, factors)
+
+
+def truncated(normals: Floats, limit: float) -> Floats:
+    """Standard normals → normals that are cut off at ±limit, each the image of one: the order stays.
+
+    Φ⁻¹(Φ(-t) + (Φ(t) - Φ(-t)) Φ(e)): no draw is thrown away, so row r still depends on (seed, r) alone.
+    """
+    normal = NormalDist()
+    tail = normal.cdf(-limit)
+    cut = [normal.inv_cdf(tail + (1 - 2 * tail) * normal.cdf(each)) for each in normals.ravel().tolist()]
+    return np.clip(np.array(cut, np.float32), -limit, limit).reshape(normals.shape)
+
+
+def _log_normal(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log N(z; 0, I) in nats, float64 [n]; z is [n, d]."""
+    density: NDArray[np.float64] = -0.5 * (np.square(z).sum(axis=1) + z.shape[1] * math.log(2 * math.pi))
+    return density
 
 
 def _words(shape: tuple[int, ...]) -> int:
