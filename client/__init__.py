@@ -2,6 +2,7 @@
 
 from client.client import Client, Posterior, Reconstructions, Samples
 from client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
+from client.latent import Scores, Sum, Traversal
 
 __all__ = [
     "BadRequest",
@@ -11,6 +12,9 @@ __all__ = [
     "Posterior",
     "Reconstructions",
     "Samples",
+    "Scores",
     "ServerFault",
+    "Sum",
+    "Traversal",
     "Unreachable",
 ]

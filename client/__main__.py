@@ -148,6 +148,123 @@ def sample(
         print(f"{output}: {n} images, seed {samples.seed}, {samples.model}")
 
 
+Images = Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)]
+
+
+@app.command()
+def score(
+    images: Images,
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, max=1000, help="Also the bound with k samples an image.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise.")] = None,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    model: Model = None,
+) -> None:
+    """Print how well the model explains each image, in nats, and how unusual that is (p), a line for each."""
+    with _sentences(), Client(url, api_key=api_key, model=model) as client:
+        found = client.score([str(path) for path in images], k=k, seed=seed)
+        columns: dict[str, NDArray[Any] | None] = {
+            "p": found.p_value,
+            "elbo": found.elbo,
+            "distortion": found.distortion,
+            "rate": found.rate,
+            "error": found.error,
+            "iwae": found.iwae,
+        }
+        shown = {name: column for name, column in columns.items() if column is not None}
+        print(*shown, "path", sep="\t")
+        for row, path in enumerate(images):
+            print(*(f"{column[row]:.5g}" for column in shown.values()), path, sep="\t")
+
+
+@app.command()
+def interpolate(
+    start: Annotated[Path, typer.Argument(help="An image file.", exists=True, dir_okay=False)],
+    end: Annotated[Path, typer.Argument(help="Another one.", exists=True, dir_okay=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help=".gif or .webp (animation), .png (strip) or .npy.")
+    ],
+    n: Annotated[int, typer.Option("-n", min=2, help="Frames, both ends included.")] = 9,
+    method: Annotated[str, typer.Option(help="slerp or lerp.")] = "slerp",
+    duration: Annotated[int, typer.Option(min=20, max=10_000, help="Milliseconds of each frame.")] = 80,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    model: Model = None,
+) -> None:
+    """Go from one image to another through the latent space."""
+    query = {"n": n, "method": method, "duration": duration}
+    _picture("/interpolate", [start, end], output, query, Client(url, api_key=api_key, model=model))
+
+
+@app.command()
+def traverse(
+    image: Annotated[Path, typer.Argument(help="An image file.", exists=True, dir_okay=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".png (a row a dimension) or .npy.")],
+    dimensions: Annotated[
+        str | None, typer.Option(help="As in 3,17. [default: those with the highest KL]")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=2, max=64, help="Steps of each dimension.")] = 9,
+    extent: Annotated[float, typer.Option(min=0, max=10, help="From -extent to +extent.")] = 3.0,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    model: Model = None,
+) -> None:
+    """Show what single dimensions of the latent space do to an image."""
+    query = {"n": n, "extent": extent} | ({"dimensions": dimensions} if dimensions else {})
+    _picture("/traverse", [image], output, query, Client(url, api_key=api_key, model=model))
+
+
+@app.command()
+def arithmetic(
+    images: Images,
+    output: Annotated[Path, typer.Option("-o", "--output", help=".png or .npy.")],
+    weights: Annotated[
+        str | None, typer.Option(help="One for each image, as in 1,-1,1. [default: the average]")
+    ] = None,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    model: Model = None,
+) -> None:
+    """Add and subtract images in the latent space."""
+    query = {"weights": weights} if weights else {}
+    _picture("/arithmetic", images, output, query, Client(url, api_key=api_key, model=model))
+
+
+@app.command()
+def similarity(
+    images: Images,
+    metric: Annotated[str, typer.Option(help="cosine, mahalanobis or symmetric_kl.")] = "cosine",
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    model: Model = None,
+) -> None:
+    """Print how alike the images are (cosine), or how far apart (the others): a line for each pair."""
+    with _sentences(), Client(url, api_key=api_key, model=model) as client:
+        found = client.similarity([str(path) for path in images], metric=metric)
+        for row, first in enumerate(images):
+            for column in range(row + 1, len(images)):
+                print(f"{found[row, column]:.5g}", first, images[column], sep="\t")
+
+
+# What each route can be saved as; the service says which of them a route has.
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".npy": "application/x-npy",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+}
+
+
+def _picture(route: str, paths: Sequence[Path], output: Path, query: dict[str, Any], client: Client) -> None:
+    allowed = [*MEDIA_TYPES] if route == "/interpolate" else [".png", ".npy"]
+    media_type = MEDIA_TYPES[_check_suffix(output, *allowed)]
+    with _sentences(), client:
+        _save(output, client.picture(route, [str(path) for path in paths], media_type=media_type, **query))
+        print(output)
+
+
 def main() -> None:
     app()
 

@@ -1,4 +1,4 @@
-"""`Client`: encode, decode, reconstruct and sample over HTTP, with numpy arrays on both sides."""
+"""`Client`: encode, decode, reconstruct, sample and the latent routes over HTTP, with numpy on both sides."""
 
 import io
 import random
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from client import bodies
 from client.bodies import Body, ByteImages, Images, Rows
 from client.errors import BadRequest, Refused, Unreachable, refused
+from client.latent import Scores, Sum, Traversal
 
 Floats = NDArray[np.float32]
+Points = Images | NDArray[np.floating]  # images, or latents [n, *latent]
 
 NPZ = "application/x-npz"
 ROWS = 128  # images or latents of one request; more are sent as several, in order
@@ -112,24 +114,102 @@ class Client:
         temperature: float = 1.0,
         prior: str | None = None,
         label: str | int | None = None,
+        truncation: float | None = None,
     ) -> Samples:
         """`n` images from the prior. Without a seed the service makes one up and says which.
 
         `prior`: "normal" or "mixture", None the one that the model prefers; `label`, a name or its place
-        among the model's labels, draws images of that label.
+        among the model's labels, draws images of that label; `truncation` cuts the noise off at so many
+        deviations.
         """
-        asked = {"n": n, "temperature": temperature, "seed": seed, "prior": prior, "label": label}
+        asked = {
+            "n": n,
+            "temperature": temperature,
+            "seed": seed,
+            "prior": prior,
+            "label": label,
+            "truncation": truncation,
+        }
         query = {name: value for name, value in asked.items() if value is not None}
         response = self._request("/sample", None, query, NPZ)
         arrays = _arrays(response)
         return Samples(arrays["images"], int(response.headers["X-Seed"]), response.headers["X-Model"])
 
-    def picture(self, route: str, rows: Images | NDArray[np.floating] | None = None, **query: Any) -> bytes:
-        """What `route` (for instance "/sample") shows as a PNG: one image, or all as a contact sheet."""
+    def score(self, images: Images, *, k: int | None = None, seed: int | None = None) -> Scores:
+        """How well the model explains each image, and how unusual that is; `k`: also the bound."""
+        seed = random.getrandbits(32) if seed is None else seed  # one for all of the requests
+        query = {"seed": seed} | ({} if k is None else {"k": k})
+        parts = self._parts("/score", bodies.image_rows(images), query)
+        found = {name: np.concatenate([arrays[name] for arrays, _ in parts]) for name in parts[0][0]}
+        return Scores(
+            **{name: found[name] for name in ("elbo", "distortion", "rate", "log_prior", "error")},
+            p_value=found.get("p_value"),
+            p_values={name[2:]: found[name] for name in found if name.startswith("p_")},
+            iwae=found.get("iwae"),
+            seed=seed,
+            model=_same_model(parts),
+        )
+
+    def interpolate(self, points: Points, n: int = 9, *, method: str = "slerp") -> ByteImages:
+        """`n` images uint8 [n, h, w, c] on the way between two images or latents; method slerp or lerp."""
+        response = self._send("/interpolate", _points(points), {"n": n, "method": method}, NPZ)
+        return _arrays(response)["images"]
+
+    def traverse(
+        self,
+        point: Points | None = None,
+        *,
+        dimensions: Sequence[int] | None = None,
+        top: int = 8,
+        n: int = 9,
+        extent: float = 3.0,
+    ) -> Traversal:
+        """What single dimensions do to one image or latent, from -extent to +extent in n steps.
+
+        Without `dimensions`, the `top` ones with the highest KL; without a point, at latents of 0.
+        """
+        query: dict[str, Any] = {"top": top, "n": n, "extent": extent}
+        if dimensions is not None:
+            query["dimensions"] = ",".join(map(str, dimensions))
+        if point is None:
+            response = self._request("/traverse", Body(b"{}", "application/json"), query, NPZ)
+        else:
+            response = self._send("/traverse", _points(point), query, NPZ)
+        found = _arrays(response)
+        images = found["images"].reshape(len(found["dimensions"]), n, *found["images"].shape[1:])
+        return Traversal(images, found["dimensions"], found["values"], response.headers["X-Model"])
+
+    def arithmetic(self, points: Points, weights: Sequence[float] | None = None) -> Sum:
+        """The weighted sum of images or latents, decoded: weights [1, -1, 1] are a - b + c.
+
+        Without weights, their average.
+        """
+        query = {} if weights is None else {"weights": ",".join(map(str, weights))}
+        response = self._send("/arithmetic", _points(points), query, NPZ)
+        found = _arrays(response)
+        return Sum(found["images"][0], found["latents"][0], response.headers["X-Model"])
+
+    def similarity(self, points: Points, *, metric: str = "cosine") -> Floats:
+        """How alike images or latents are, float32 [n, n]: by cosine; or, of images alone, how far apart by
+        mahalanobis or symmetric_kl."""
+        response = self._send("/similarity", _points(points), {"metric": metric}, NPZ)
+        return _arrays(response)["matrix"]
+
+    def map(self, model: str) -> dict[str, NDArray[Any]]:
+        """The map of a model's latent space: mean, components, points, labels, latents, thumbnails, …"""
+        response = self._request(f"/models/{model.replace('@', '/versions/')}/map", None, {}, NPZ)
+        return _arrays(response)
+
+    def picture(
+        self, route: str, rows: Points | None = None, *, media_type: str = "image/png", **query: Any
+    ) -> bytes:
+        """What `route` (for instance "/sample") shows as a PNG: one image, or all as a contact sheet.
+
+        `media_type`: image/jpeg, and of /interpolate the animations image/gif and image/webp.
+        """
         if rows is None:
-            return self._request(route, None, query, "image/png").content
-        sent = bodies.latent_rows(rows) if route == "/decode" else bodies.image_rows(rows)  # type: ignore[arg-type]
-        return self._send(route, sent, query, "image/png").content
+            return self._request(route, None, query, media_type).content
+        return self._send(route, _points(rows), query, media_type).content
 
     def models(self) -> dict[str, Any]:
         """What is loaded: the answer of GET /models."""
@@ -204,6 +284,13 @@ class Client:
             if attempt < self._retries:
                 self._sleep(wait)
         raise failure
+
+
+def _points(points: Points) -> Rows:
+    """Arrays of floats are latents, everything else is images."""
+    if isinstance(points, np.ndarray) and np.issubdtype(points.dtype, np.floating):
+        return bodies.latent_rows(points.astype(np.float32))
+    return bodies.image_rows(points)  # type: ignore[arg-type]
 
 
 def _arrays(response: httpx.Response) -> dict[str, NDArray[Any]]:

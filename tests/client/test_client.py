@@ -276,3 +276,37 @@ def test_the_api_key_is_sent():
 
     Client("http://service", api_key="secret", transport=httpx.MockTransport(answer)).models()
     assert seen == ["Bearer secret"]
+
+
+# --- the latent routes ------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_service_for_any_number_of_images(client):
+    found = client.score(IMAGES, k=2, seed=7)
+    np.testing.assert_allclose(found.elbo, -(found.distortion + found.rate), rtol=1e-5)
+    assert (len(found.p_value), len(found.iwae)) == (5, 5)
+    assert set(found.p_values) == {"value", "elbo", "distortion", "rate", "prior", "error"}
+    again = client.score(IMAGES, k=2, seed=found.seed)
+    np.testing.assert_array_equal(again.iwae, found.iwae)
+    many = client.score(np.repeat(IMAGES, 30, axis=0))  # in two requests
+    assert len(many.elbo) == 150
+    assert many.iwae is None
+
+
+def test_ways_through_the_latent_space(client):
+    mean = client.encode(IMAGES[:2]).mean
+    frames = client.interpolate(IMAGES[:2], 5)
+    np.testing.assert_array_equal(frames, client.interpolate(mean, 5))
+    np.testing.assert_array_equal(frames[[0, -1]], client.decode(mean))
+    moved = client.traverse(mean[:1], dimensions=[2, 0], n=3, extent=1)
+    assert moved.images.shape == (2, 3, 8, 8, 1)
+    assert (moved.dimensions.tolist(), moved.values.tolist()) == ([2, 0], [-1, 0, 1])
+    assert client.traverse(top=1, n=2).images.shape == (1, 2, 8, 8, 1)
+    total = client.arithmetic(mean, [2, -1])
+    np.testing.assert_allclose(total.latents, 2 * mean[0] - mean[1], atol=1e-5)
+    np.testing.assert_array_equal(total.image, client.decode(total.latents[np.newaxis])[0])
+    alike = client.similarity(IMAGES)
+    np.testing.assert_allclose(np.diag(alike), 1, atol=1e-6)
+    assert client.map("tiny")["points"].shape == (40, 2)
+    animation = client.picture("/interpolate", IMAGES[:2], media_type="image/gif", n=4)
+    assert Image.open(io.BytesIO(animation)).n_frames == 4

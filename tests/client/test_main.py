@@ -137,3 +137,28 @@ def test_a_service_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
     result = run("http://127.0.0.1:9", "sample", "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert "no answer from http://127.0.0.1:9" in result.output
+
+
+def test_the_latent_routes_from_the_command_line(service, folder, tmp_path):
+    a, b, c = sorted(folder.glob("*.png"))[:3]
+    scored = run(service, "score", a, b, "-k", 2, "--seed", 7)
+    assert scored.exit_code == 0, scored.output
+    head, *rows = (line.split("\t") for line in scored.stdout.strip().splitlines())
+    assert head == ["p", "elbo", "distortion", "rate", "error", "iwae", "path"]
+    assert [row[-1] for row in rows] == [str(a), str(b)]
+    assert all(0 < float(row[0]) <= 1 for row in rows)
+    way = tmp_path / "way.webp"
+    assert run(service, "interpolate", a, b, "-o", way, "-n", 5).exit_code == 0
+    with Image.open(way) as animation:
+        assert animation.n_frames == 5
+    grid, between = tmp_path / "grid.png", tmp_path / "between.npy"
+    assert run(service, "traverse", a, "-o", grid, "--dimensions", "1,0", "-n", 3).exit_code == 0
+    assert pixels(grid).shape == (22, 32)
+    assert run(service, "arithmetic", a, b, c, "-o", between, "--weights", "1,-1,1").exit_code == 0
+    assert np.load(between).shape == (1, 8, 8, 1)
+    pairs = run(service, "similarity", a, b, c).stdout.strip().splitlines()
+    assert [line.split("\t")[1:] for line in pairs] == [[str(x), str(y)] for x, y in ((a, b), (a, c), (b, c))]
+    refused = run(service, "traverse", a, "-o", grid, "--dimensions", "99")
+    assert refused.exit_code == 1
+    assert "has the dimensions 0 to 3" in refused.output
+    assert run(service, "traverse", a, "-o", tmp_path / "way.gif").exit_code == 2

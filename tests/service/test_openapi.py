@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import examples, openapi, schemas
+from service import examples, latent_schemas, openapi, schemas
 from service.negotiation import JSON
 from service.problems import MEDIA_TYPE, ProblemDetails, kinds
 
@@ -74,6 +74,11 @@ def test_examples_of_answers_are_such_answers():
         ("/decode", schemas.DecodeBody),
         ("/reconstruct", schemas.ReconstructBody),
         ("/sample", schemas.SampleBody),
+        ("/score", latent_schemas.ScoreBody),
+        ("/interpolate", latent_schemas.InterpolateBody),
+        ("/traverse", latent_schemas.TraverseBody),
+        ("/arithmetic", latent_schemas.ArithmeticBody),
+        ("/similarity", latent_schemas.SimilarityBody),
     ],
 )
 def test_every_example_of_a_body_is_answered(mnist, path, kind):
