@@ -100,9 +100,13 @@ class Job:
         shutil.rmtree(rest)
 
     def _parts(self) -> list[tuple[int, int, Path]]:
-        found = []
+        found: list[tuple[int, int, Path]] = []
         for path in sorted(self.folder.glob("??????????-??????????.npz")):
             start, stop = map(int, path.stem.split("-"))
+            if start != (found[-1][1] if found else 0):
+                raise ClientError(
+                    f"{self.folder} has lost the part before {path.name}; remove it and start anew"
+                )
             found.append((start, stop, path))
         return found
 

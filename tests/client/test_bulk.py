@@ -18,7 +18,7 @@ from benchmarks.bulk import after_parts, compare, kill_and_repeat, while_merging
 from client import Client, bulk
 from client.__main__ import app
 from client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
-from client.job import Task, opened
+from client.job import Failure, Part, Task, opened
 from client.pace import Pace
 from client.sources import Entry, find, read
 
@@ -210,7 +210,7 @@ def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole
         return Client(*arguments, transport=Moody(), **options)
 
     monkeypatch.setattr("client.collection.Client", moody)
-    monkeypatch.setattr("client.bulk.ROWS", 32)
+    monkeypatch.setattr("client.bulk.BYTES", 40 * 80)  # some 40 of these files
     monkeypatch.setattr("client.bulk.LONGEST_WAIT", 0.05)
     monkeypatch.setattr("client.client.random.uniform", lambda low, high: 0.0)
     result = run(service, "encode", folder, "-o", tmp_path / "e.npz", "--concurrency", 3)
@@ -273,6 +273,18 @@ def test_one_folder_of_parts_has_one_process(tmp_path):
         opened(tmp_path / "parts", task, [], lambda: "tiny@1"),
     ):
         pass
+
+
+def test_a_hole_in_the_parts_is_not_taken_for_done(tmp_path):
+    none = np.zeros(0, np.int64)
+    entries = [Entry(f"{index}.png") for index in range(9)]
+    with opened(tmp_path / "parts", Task("encode", ["x"], {}), entries, lambda: "tiny@1") as job:
+        for start in (0, 3, 6):
+            job.add(Part(start, start + 3, none, {}, [Failure(start + i, "broken") for i in range(3)]))
+        assert job.done == 9
+        (tmp_path / "parts/0000000003-0000000006.npz").unlink()
+        with pytest.raises(ClientError, match="lost the part before 0000000006"):
+            print(job.done)
 
 
 # --- what comes out ---------------------------------------------------------------------------------------
