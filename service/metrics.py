@@ -33,6 +33,7 @@ ERRORS = tuple(10 ** (e / 4) for e in range(-20, 1))  # 1e-5 … 1
 LARGEST = 1e9
 MODEL = ("model", "version")
 GRAPH = (*MODEL, "graph")
+OIP = "vae_oip_"  # not for Prometheus: a series for each number of rows
 
 Run = Callable[..., tuple[NDArray[Any], ...]]
 
@@ -166,6 +167,21 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        # What the Open Inference Protocol tells as its own statistics (service/statistics.py), exactly.
+        function = (*MODEL, "name")
+        self.oip = Counter("vae_oip_requests_total", "Steps", (*function, "step"), registry=registry)
+        self.oip_ns = Counter("vae_oip_nanoseconds_total", "Of steps", (*function, "step"), registry=registry)
+        self.oip_last = Gauge(
+            "vae_oip_last_inference_milliseconds",
+            "Since 1970",
+            function,
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.runs = Counter("vae_oip_runs_total", "Runs by rows", (*function, "rows"), registry=registry)
+        self.run_ns = Counter(
+            "vae_oip_run_nanoseconds_total", "Of runs", (*function, "rows"), registry=registry
+        )
         # labels() takes a microsecond, this a tenth; as many as there are routes, methods and statuses.
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
@@ -198,11 +214,24 @@ class Metrics:
         """The answer and its media type. `loaded`: manifests, and whether each is the default; `refused`: the
         folders of bundles that did not hold what they promise.
         """
-        metrics = [*self._collect(), *_models(loaded, refused)]
+        public = (metric for metric in self._collect() if not metric.name.startswith(OIP))
+        metrics = [*public, *_models(loaded, refused)]
         encode, media_type = choose_encoder(accept)
         registry = CollectorRegistry()
         registry.register(_Given(metrics))
         return encode(registry), media_type
+
+    def oip_counts(self) -> dict[tuple[str, ...], int]:
+        """What only the Open Inference Protocol tells: by the name of a sample and its labels, in order."""
+        labels = (*MODEL, "name", "step", "rows")
+        return {
+            (sample.name, *(sample.labels[label] for label in labels if label in sample.labels)): int(
+                sample.value
+            )
+            for metric in self._collect()
+            if metric.name.startswith(OIP)
+            for sample in metric.samples
+        }
 
     def _collect(self) -> Iterable[Metric]:
         folder = os.environ.get(FOLDER)

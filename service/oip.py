@@ -17,10 +17,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from service import problems, tensors
+from service.metrics import Metrics
 from service.oip_models import FUNCTIONS, Arrays, Chosen, Specs, choose, every
 from service.problems import InvalidRequest, UnknownModel
 from service.served import SMALL_VALUES, ServedModels, Service
-from service.statistics import Executions, Requests
+from service.statistics import Executions, Requests, shown
 from service.telemetry import seconds, timed
 from service.tensors import Inference
 
@@ -44,16 +45,16 @@ async def infer(request: Request) -> Response:
         with timed("write"):
             response = await _write(request, service, chosen, asked, arrays)
     except BaseException as error:
-        counts.fail.add(time.perf_counter_ns() - started)
+        counts.failed(time.perf_counter_ns() - started)
         if isinstance(error, TimeoutError):
             raise problems.Timeout("The request's own `timeout` passed; give it more microseconds.") from None
         raise
     counts.succeeded(
-        total=time.perf_counter_ns() - started,
+        success=time.perf_counter_ns() - started,
         queue=round(seconds("queue") * 1e9),
-        read=round(seconds("read") * 1e9),
-        model=round(seconds("model") * 1e9),
-        write=round(seconds("write") * 1e9),
+        compute_input=round(seconds("read") * 1e9),
+        compute_infer=round(seconds("model") * 1e9),
+        compute_output=round(seconds("write") * 1e9),
     )
     if chosen.function.graph is None:
         rows = len(next(iter(asked.inputs.values())))
@@ -180,10 +181,20 @@ async def config(request: Request) -> Response:
 
 
 async def statistics(request: Request) -> Response:
-    """What was counted since the start of this process, of one model or of all."""
+    """What was counted since the service started, of one model or of all."""
     path = request.path_params
     chosen = [choose(_models(request), path)] if path else every(_models(request))
-    return _json({"model_stats": [_statistics(request.app).shown(each) for each in chosen]})
+    service: Service = request.app.state.service
+    counts = await service.oip_counts()
+    told = [
+        {
+            "name": each.full_name,
+            "version": each.version,
+            **shown(counts, each.labels, (*each.labels[:2], each.function.graph or each.name)),
+        }
+        for each in chosen
+    ]
+    return _json({"model_stats": told})
 
 
 async def index(request: Request) -> Response:
@@ -230,28 +241,23 @@ async def unload(request: Request) -> Response:
 
 
 class Statistics:
-    """The counts of all models of the protocol, by name and version."""
+    """The counters of all models of the protocol, by name and version; made when first needed."""
 
-    def __init__(self) -> None:
-        self._requests: dict[tuple[str, str], Requests] = {}
-        self._pipelines: dict[tuple[str, str], Executions] = {}
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._requests: dict[tuple[str, ...], Requests] = {}
+        self._pipelines: dict[tuple[str, ...], Executions] = {}
 
     def requests(self, chosen: Chosen) -> Requests:
-        return self._requests.setdefault((chosen.full_name, chosen.version), Requests())
+        if chosen.labels not in self._requests:
+            self._requests[chosen.labels] = Requests(self._metrics, *chosen.labels)
+        return self._requests[chosen.labels]
 
     def pipeline(self, chosen: Chosen) -> Executions:
         """Of what is no one graph; as in Triton's ensembles, a request is one execution."""
-        return self._pipelines.setdefault((chosen.full_name, chosen.version), Executions())
-
-    def shown(self, chosen: Chosen) -> dict[str, Any]:
-        graph = chosen.function.graph
-        runs = chosen.served.executions[graph] if graph else self.pipeline(chosen)
-        return {
-            "name": chosen.full_name,
-            "version": chosen.version,
-            **self.requests(chosen).shown(),
-            **runs.shown(),
-        }
+        if chosen.labels not in self._pipelines:
+            self._pipelines[chosen.labels] = Executions(self._metrics, *chosen.labels)
+        return self._pipelines[chosen.labels]
 
 
 MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
@@ -279,8 +285,8 @@ CHANGING = (
 
 def add_routes(app: FastAPI) -> None:
     """Everything under /v2. As plain routes: nothing in them is for FastAPI to read."""
-    app.state.oip_statistics = Statistics()
     service: Service = app.state.service
+    app.state.oip_statistics = Statistics(service.metrics)
     for method, path, endpoint in ROUTES + (CHANGING if service.settings.keys() else ()):
         app.add_route(path, endpoint, methods=[method], include_in_schema=False)
 

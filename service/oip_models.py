@@ -116,6 +116,11 @@ class Chosen:
         return f"{self.served.manifest.name}.{self.name}"
 
     @property
+    def labels(self) -> tuple[str, str, str]:
+        """What its counters are called by."""
+        return self.served.manifest.name, self.version, self.name
+
+    @property
     def version(self) -> str:
         return str(self.served.manifest.version)
 

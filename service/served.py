@@ -27,7 +27,7 @@ from service.runtime.latent_map import LatentMap
 from service.runtime.prior import Prior
 from service.runtime.repository import Repository
 from service.settings import Settings
-from service.statistics import Executions
+from service.statistics import Counts, Executions
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class ServedModel:
         return pixels
 
 
-def _serve(engine: Engine, thread: Executor, settings: Settings, metrics: ModelMetrics) -> ServedModel:
+def _serve(engine: Engine, thread: Executor, settings: Settings, all_metrics: Metrics) -> ServedModel:
+    metrics = ModelMetrics(all_metrics, engine.manifest)
     # With no more CPUs than processes nothing runs beside the event loop: the model may as well run in it.
     crowded = settings.provider == "cpu" and settings.processes() >= usable_cpus()
     here = SHORT_BATCH if crowded else 0.0
@@ -93,7 +94,8 @@ def _serve(engine: Engine, thread: Executor, settings: Settings, metrics: ModelM
         metrics.encoded(*posterior)
         return posterior
 
-    executions = {"encoder": Executions(), "decoder": Executions()}
+    labels = engine.manifest.name, str(engine.manifest.version)
+    executions = {graph: Executions(all_metrics, *labels, graph) for graph in ("encoder", "decoder")}
     return ServedModel(
         engine.manifest,
         engine.prior,
@@ -223,7 +225,7 @@ class Loader:
         return models
 
     def _serve(self, engine: Engine) -> ServedModel:
-        return _serve(engine, self._thread, self._settings, ModelMetrics(self._metrics, engine.manifest))
+        return _serve(engine, self._thread, self._settings, self._metrics)
 
 
 def _give_back_memory() -> None:
@@ -355,6 +357,10 @@ class Service:
         loaded = [(model.manifest, model is models.usual()) for model in models.all()]
         text = partial(self.metrics.text, accept, loaded, list(models.refused))
         return await asyncio.get_running_loop().run_in_executor(self._pool, text)
+
+    async def oip_counts(self) -> Counts:
+        """What all workers have counted for the statistics of the Open Inference Protocol."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.metrics.oip_counts)
 
     async def run(self, values: int, function: Callable[[], T]) -> T:
         """Call `function` here, or in the codec pool when it has many values to work on."""

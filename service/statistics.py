@@ -1,35 +1,39 @@
-"""What the statistics of the Open Inference Protocol count: whole numbers, of one process."""
+"""What the statistics of the Open Inference Protocol count: whole numbers, of all workers together.
+
+They are counters beside those of /metrics, and kept as those are (service/metrics.py): added up over the
+processes by whoever is asked, and immediately there.
+"""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
+from prometheus_client import Counter
+
 from service.batcher import Arrays, Run
+from service.metrics import Metrics
+
+STEPS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+MODEL = ("model", "version", "name")  # of the VAE, and the function or graph of it
+
+Counts = Mapping[tuple[str, ...], int]  # by the metric's name and its labels
 
 
-@dataclass
-class Durations:
-    """How often something happened, and the nanoseconds that it took in all."""
-
-    count: int = 0
-    ns: int = 0
-
-    def add(self, ns: int) -> None:
-        self.count += 1
-        self.ns += ns
-
-    def shown(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
-
-
-@dataclass
 class Executions:
-    """Runs of something by their number of rows. Written by one thread, read by any."""
+    """Runs of a graph or of a function of one model, by their number of rows. Written by one thread."""
 
-    of_rows: dict[int, Durations] = field(default_factory=dict)
+    def __init__(self, metrics: Metrics, *labels: str) -> None:
+        self._metrics = metrics
+        self._labels = labels
+        self._of_rows: dict[int, tuple[Counter, Counter]] = {}
 
     def add(self, rows: int, ns: int) -> None:
-        self.of_rows.setdefault(rows, Durations()).add(ns)
+        if (counters := self._of_rows.get(rows)) is None:
+            labels = (*self._labels, str(rows))
+            counters = self._metrics.runs.labels(*labels), self._metrics.run_ns.labels(*labels)
+            self._of_rows[rows] = counters
+        counters[0].inc()
+        counters[1].inc(ns)
 
     def counted(self, run: Run) -> Run:
         """`run`, each of whose calls is counted if it succeeds."""
@@ -42,52 +46,60 @@ class Executions:
 
         return counting
 
-    def shown(self) -> dict[str, Any]:
-        each = sorted(self.of_rows.copy().items())
-        return {
-            "inference_count": sum(rows * runs.count for rows, runs in each),
-            "execution_count": sum(runs.count for _, runs in each),
-            "batch_stats": [
-                {
-                    "batch_size": rows,
-                    # Rows are joined and split outside of a run; `inference_stats` has the whole way.
-                    "compute_input": Durations().shown(),
-                    "compute_infer": runs.shown(),
-                    "compute_output": Durations().shown(),
-                }
-                for rows, runs in each
-            ],
-        }
 
-
-@dataclass
 class Requests:
-    """The requests for one model of the protocol, and the steps of those that succeeded."""
+    """The requests for one function of one model, and the steps of those that succeeded."""
 
-    success: Durations = field(default_factory=Durations)
-    fail: Durations = field(default_factory=Durations)
-    queue: Durations = field(default_factory=Durations)
-    compute_input: Durations = field(default_factory=Durations)
-    compute_infer: Durations = field(default_factory=Durations)
-    compute_output: Durations = field(default_factory=Durations)
-    last: int = 0  # milliseconds since 1970
-
-    def succeeded(self, *, total: int, queue: int, read: int, model: int, write: int) -> None:
-        """One request, in nanoseconds."""
-        self.success.add(total)
-        self.queue.add(queue)
-        self.compute_input.add(read)
-        self.compute_infer.add(model)
-        self.compute_output.add(write)
-        self.last = time.time_ns() // 1_000_000
-
-    def shown(self) -> dict[str, Any]:
-        steps = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-        none = Durations().shown()  # there is no cache; readers want the keys all the same
-        return {
-            "last_inference": self.last,
-            "inference_stats": {step: getattr(self, step).shown() for step in steps}
-            | {"cache_hit": none, "cache_miss": none},
-            "response_stats": {},
-            "memory_usage": [],
+    def __init__(self, metrics: Metrics, *labels: str) -> None:
+        self._steps = {
+            step: (metrics.oip.labels(*labels, step), metrics.oip_ns.labels(*labels, step)) for step in STEPS
         }
+        self._last = metrics.oip_last.labels(*labels)
+
+    def failed(self, ns: int) -> None:
+        self._add("fail", ns)
+
+    def succeeded(self, **ns: int) -> None:
+        """One request: the nanoseconds of each step but `fail`; those of `success` are the whole."""
+        for step, spent in ns.items():
+            self._add(step, spent)
+        self._last.set(time.time_ns() // 1_000_000)
+
+    def _add(self, step: str, ns: int) -> None:
+        count, total = self._steps[step]
+        count.inc()
+        total.inc(ns)
+
+
+def shown(counts: Counts, requests: tuple[str, ...], runs: tuple[str, ...]) -> dict[str, Any]:
+    """The statistics of a model of the protocol: of its requests, and of the runs that it stands for."""
+    rows = sorted(int(key[-1]) for key in counts if key[0] == "vae_oip_runs_total" and key[1:-1] == runs)
+
+    def duration(step: str) -> dict[str, int]:
+        key = (*requests, step)
+        return {
+            "count": counts.get(("vae_oip_requests_total", *key), 0),
+            "ns": counts.get(("vae_oip_nanoseconds_total", *key), 0),
+        }
+
+    def run(rows: int) -> dict[str, int]:
+        key = (*runs, str(rows))
+        return {
+            "count": counts[("vae_oip_runs_total", *key)],
+            "ns": counts[("vae_oip_run_nanoseconds_total", *key)],
+        }
+
+    none = {"count": 0, "ns": 0}  # there is no cache; readers want the keys all the same
+    return {
+        "last_inference": counts.get(("vae_oip_last_inference_milliseconds", *requests), 0),
+        "inference_count": sum(each * run(each)["count"] for each in rows),
+        "execution_count": sum(run(each)["count"] for each in rows),
+        "inference_stats": {step: duration(step) for step in STEPS} | {"cache_hit": none, "cache_miss": none},
+        "response_stats": {},
+        # Rows are joined and split outside of a run; `inference_stats` has the whole way.
+        "batch_stats": [
+            {"batch_size": each, "compute_input": none, "compute_infer": run(each), "compute_output": none}
+            for each in rows
+        ],
+        "memory_usage": [],
+    }

@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.tensors import HEADER_LENGTH
 from tests.bundles import make_bundle
 from tests.conftest import in_a_thread
+from tests.live import serving
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
@@ -232,6 +233,24 @@ def test_statistics_are_whole_and_true(tmp_path):
     assert 0 < steps <= spent["success"]
     for each in numbers(every):
         assert type(each) is int
+
+
+def test_statistics_are_of_all_workers(tmp_path):
+    make_bundle(tmp_path)
+    with serving(tmp_path, "--workers", "2") as url:
+        for _ in range(12):  # each on a connection of its own, so that both workers have some
+            client = triton.InferenceServerClient(url.removeprefix("http://"))
+            client.infer("tiny.encode", images())
+            client.infer("tiny.sample", tensor("seed", np.array([[1]]), "INT64"))
+            client.close()
+        client = triton.InferenceServerClient(url.removeprefix("http://"))
+        (encode,) = client.get_inference_statistics("tiny.encode")["model_stats"]
+        (sample,) = client.get_inference_statistics("tiny.sample")["model_stats"]
+        client.close()
+    assert encode["inference_stats"]["success"]["count"] == sample["inference_stats"]["queue"]["count"] == 12
+    assert (encode["inference_count"], sample["inference_count"]) == (36, 12)
+    assert sum(each["compute_infer"]["count"] for each in encode["batch_stats"]) == encode["execution_count"]
+    assert encode["execution_count"] <= 12
 
 
 def numbers(value):
