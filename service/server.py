@@ -1,5 +1,6 @@
 """uvicorn as this service wants it, and stopped so that no request gets lost."""
 
+import logging
 import logging.config
 import os
 import signal
@@ -16,12 +17,16 @@ from uvicorn.config import STARTUP_FAILURE
 from service.app import create_app
 from service.banner import banner
 from service.logs import log_config
+from service.problems import NotReady
 from service.protocol import Http
 from service.served import Service
 from service.settings import GRACE, Settings
 
 # Load balancers keep idle connections for 60 s; who closes first must be them, or a request gets lost.
 KEEP_ALIVE = 75
+STUCK = 4  # exit status, beside uvicorn's 3 for what could not start
+
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -37,6 +42,7 @@ class Server(uvicorn.Server):
         self.service: Service = app.state.service
         self._drain_seconds = settings.drain_seconds
         self._drained: float | None = None  # when the waiting is over
+        self.replaceable = False  # whether another process takes the place of this one when it ends
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's handler of SIGTERM and SIGINT."""
@@ -65,7 +71,17 @@ class Server(uvicorn.Server):
         """Called ten times a second."""
         if self._drained is not None and monotonic() >= self._drained:
             self.stop()
+        if self.replaceable and counter % 10 == 0:
+            self._give_up_if_stuck()
         return await super().on_tick(counter)
+
+    def _give_up_if_stuck(self) -> None:
+        """A model thread that does not come back cannot be stopped; whoever waits for it waits in vain."""
+        try:
+            self.service.check_alive()
+        except NotReady as problem:
+            log.error("this worker gives up its place: %s", problem.detail)
+            os._exit(STUCK)
 
 
 def serve_alone(settings: Settings, listener: socket.socket, url: str) -> None:
@@ -104,6 +120,7 @@ def serve_as_worker(
             tell(True, banner(settings, service.models, url))
 
     server = Server(settings, create_app(settings, on_loaded=on_loaded, load_first=True))
+    server.replaceable = True
     started(server.stop)
     server.run(sockets=[listener])
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -109,6 +110,32 @@ def test_a_worker_that_cannot_load_leaves_the_others_alone_and_is_tried_again(mo
             assert httpx.get(f"{url}/readyz", timeout=SECONDS).status_code == 200
         shutil.move(tmp_path / "away", models)
         until(lambda: metric(url, "process_resident_memory_bytes") > 0 and len(workers(process)) == 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+
+
+def test_a_worker_whose_model_does_not_come_back_is_replaced(tmp_path):
+    """As far as the service can tell: every batch takes longer than it is told to believe in."""
+    models, log = Path(__file__).parents[2] / "models/mnist", tmp_path / "log"
+    newest = max(models.iterdir(), key=lambda path: int(path.name))
+    with running(newest, "--workers", "2", "--stuck-after", "0.0001", log=log) as (process, url):
+        over = threading.Event()
+
+        def ask():
+            while not over.is_set():
+                with contextlib.suppress(httpx.TransportError):  # theirs go with the worker
+                    httpx.get(f"{url}/sample?n=256", timeout=SECONDS)
+
+        callers = [threading.Thread(target=ask) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        try:
+            until(lambda: "gives up its place" in log.read_text())
+            until(lambda: "ended with status 4; another starts" in log.read_text())
+        finally:
+            over.set()
+            for caller in callers:
+                caller.join()
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
 
