@@ -49,7 +49,7 @@ FILES = {
     "naive FastAPI": "naive.py",
     "LitServe": "litserver.py",
     "BentoML": "bento.py",
-    "Triton, python backend": "triton.py",
+    "Triton, python backend": "tritonserver.py",
 }
 OURS = "vaeserve"
 RAW = "raw onnxruntime"
