@@ -202,7 +202,7 @@ def main() -> None:
         if options.curves:
             from benchmarks.curves import draw
 
-            return draw(bench, options.curves, stack)
+            return draw(bench, options.curves, options.write, stack)
         names = [name for name in [OURS, *FILES] if not options.only or name in options.only or name == OURS]
         servers = [server for name in names if (server := prepared(name, models, options.peers))]
         running = []
@@ -243,7 +243,12 @@ def arguments() -> argparse.Namespace:
         "batch and width of the model, a picture each",
     )
     parser.add_argument(
-        "--write", type=Path, nargs="*", default=[], metavar="PAGE", help="documents to put the tables into"
+        "--write",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="PAGE",
+        help="documents to put the tables and pictures into",
     )
     parser.add_argument("--json", type=Path, help="also write every figure of every round there")
     return parser.parse_args()
@@ -463,15 +468,15 @@ def report(bench: Bench, servers: list[Server], singles: Any, others: Any, optio
     ]
     print("\n" + "\n".join(lines))
     for page in options.write:
-        write(page, "\n".join(lines))
+        write(page, "serving", "\n".join(lines))
     if options.json:
         figures = {name: [vars(each) for each in rounds] for name, rounds in singles.items()}
         options.json.write_text(json.dumps(figures, indent=1))
 
 
-def write(page: Path, text: str) -> None:
+def write(page: Path, part: str, text: str) -> None:
     """Put the figures where the page has room for them, in place of older ones."""
-    begin, end = "<!-- measured: serving -->\n", "<!-- end: measured -->"
+    begin, end = f"<!-- measured: {part} -->\n", "<!-- end: measured -->"
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)
     if not found:

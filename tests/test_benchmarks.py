@@ -52,11 +52,11 @@ def test_cpu_time_is_that_of_the_whole_tree():
 def test_figures_replace_older_ones(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- measured: serving -->\nold\n<!-- end: measured -->\nb\n")
-    write(page, "new")
+    write(page, "serving", "new")
     assert page.read_text() == "a\n<!-- measured: serving -->\nnew\n<!-- end: measured -->\nb\n"
     page.write_text("nothing\n")
     with pytest.raises(SystemExit, match="to write between"):
-        write(page, "new")
+        write(page, "serving", "new")
 
 
 def test_the_picture_is_one_that_the_model_takes():
