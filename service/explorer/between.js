@@ -3,7 +3,7 @@
 import { find, make } from "./dom.js";
 import { nested } from "./model.js";
 import { newestWins } from "./newest.js";
-import { context, pngBlob } from "./pictures.js";
+import { context, film, pngBlob } from "./pictures.js";
 import { curl, literal, python, recipe } from "./recipe.js";
 
 const FRAMES = 25;
@@ -19,6 +19,7 @@ export function between(panel, session) {
   const pixelsMixed = screen(find(panel, "[data-is=pixels]", HTMLCanvasElement), model);
   const strip = find(panel, "[data-is=strip]", HTMLCanvasElement);
   const scrubber = find(panel, "[name=way]", HTMLInputElement);
+  const method = find(panel, "[name=method]", HTMLSelectElement);
   const [start, end] = ["from", "to"].map((name) => find(panel, `[data-for=${name}]`, HTMLFieldSetElement));
   const showRecipe = recipe(panel);
   const count = Math.min(FRAMES, model.rows);
@@ -40,24 +41,23 @@ export function between(panel, session) {
   };
 
   const walk = newestWins(panel, signal, async () => {
-    const [from, to] = chosen.map((index) => offered[index].latents);
-    const latents = Array.from({ length: count }, (_, step) => {
-      const share = step / (count - 1);
-      return nested(from.map((number, dimension) => number + share * (to[dimension] - number)), model.shape);
-    });
-    const call = session.to({ path: "decode", json: { latents } });
+    const latents = chosen.map((index) => nested(offered[index].latents, model.shape));
+    const query = { n: count, method: method.value };
+    const call = session.to({ path: "interpolate", query, json: { latents } });
     const { images } = await session.json(call);
     frames = await Promise.all(images.map((/** @type {string} */ image) => createImageBitmap(pngBlob(image))));
     film(strip, frames.filter((_, index) => index % STRIP === 0), model);
     show();
     showRecipe(
-      [curl({ ...call, accept: "image/png" }, "between.png")],
+      [
+        curl({ ...call, accept: "image/png" }, "between.png"),
+        curl({ ...call, accept: "image/gif" }, "between.gif"),
+      ],
       python(
         model.reference,
         [
-          `start = np.array(${literal(nested(from, model.shape))}, np.float32)`,
-          `end = np.array(${literal(nested(to, model.shape))}, np.float32)`,
-          `images = client.decode(np.linspace([start], [end], ${count})[:, 0])`,
+          `ends = np.array(${literal(latents)}, np.float32)`,
+          `images = client.interpolate(latents=ends, n=${count}, method=${literal(method.value)})`,
           "print(images.shape)",
         ],
         ["import numpy as np"],
@@ -81,9 +81,11 @@ export function between(panel, session) {
     if (offered.length > 1) walk();
   };
 
+  film(strip, new Array(Math.ceil(count / STRIP)), model); // as large as it will be
   scrubber.max = String(count - 1);
   scrubber.valueAsNumber = Math.floor(count / 2);
   scrubber.addEventListener("input", show, { signal });
+  method.addEventListener("change", () => walk(), { signal });
   session.picture.watch(offer);
   session.samples.watch(offer);
 }
@@ -103,11 +105,4 @@ function choice(side, url, { name, checked, pick }) {
 function screen(canvas, { width, height }) {
   Object.assign(canvas, { width, height });
   return context(canvas);
-}
-
-/** Frames side by side. @param {HTMLCanvasElement} canvas @param {ImageBitmap[]} frames @param {import("./model.js").Model} model */
-function film(canvas, frames, { width, height }) {
-  Object.assign(canvas, { width: width * frames.length, height });
-  const strip = context(canvas);
-  frames.forEach((frame, index) => strip.drawImage(frame, index * width, 0));
 }

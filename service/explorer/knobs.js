@@ -1,13 +1,14 @@
-/** Sliders for the numbers that carry most; the picture follows. */
+/** Sliders for the numbers that carry most, each below a strip of what it does; the picture follows. */
 
 import { button, find, make } from "./dom.js";
 import { nested, strongest } from "./model.js";
 import { newestWins } from "./newest.js";
-import { showBlob } from "./pictures.js";
+import { film, pngBlob, showBlob } from "./pictures.js";
 import { curl, literal, python, recipe } from "./recipe.js";
 
 const COUNT = 8;
 const REACH = 3;
+const STEPS = 9; // pictures in a strip
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
 export function knobs(panel, session) {
@@ -31,28 +32,41 @@ export function knobs(panel, session) {
     );
   });
 
-  const sliders = strongest(model, COUNT).map((dimension) => {
+  const unroll = newestWins(panel, signal, async () => {
+    const dimensions = sliders.map(({ dimension }) => dimension).join(",");
+    const query = { dimensions, n: STEPS, extent: sliders[0].input.max };
+    const json = { latents: [nested(numbers, model.shape)] };
+    const { images } = await session.json(session.to({ path: "traverse", query, json }));
+    const frames = await Promise.all(images.map((/** @type {string} */ image) => createImageBitmap(pngBlob(image))));
+    sliders.forEach(({ strip }, row) => film(strip, frames.slice(row * STEPS, (row + 1) * STEPS), model));
+  });
+
+  const sliders = strongest(model, Math.min(COUNT, Math.floor(model.rows / STEPS) || 1)).map((dimension) => {
     const input = make("input", { type: "range", step: "0.05" });
     const output = make("output");
+    const strip = make("canvas", { ariaHidden: "true", width: STEPS * model.width, height: model.height });
     const nats = model.kl.length ? make("small", { textContent: ` ${model.kl[dimension].toFixed(1)} nats` }) : "";
     input.addEventListener("input", () => {
       numbers[dimension] = input.valueAsNumber;
       output.textContent = input.valueAsNumber.toFixed(2);
       decode();
     }, { signal });
-    return { dimension, input, output, label: make("label", {}, make("span", {}, `Number ${dimension + 1}`, nats), input, output) };
+    input.addEventListener("change", () => unroll(), { signal });
+    const name = make("span", {}, `Number ${dimension + 1}`, nats);
+    return { dimension, input, output, strip, label: make("label", {}, strip, name, input, output) };
   });
   find(panel, ".sliders", HTMLElement).replaceChildren(...sliders.map(({ label }) => label));
 
   const begin = () => {
     numbers = [...(session.picture.value?.latents ?? numbers)];
+    const reach = Math.max(REACH, ...sliders.map(({ dimension }) => Math.ceil(Math.abs(numbers[dimension]))));
     for (const { dimension, input, output } of sliders) {
-      const reach = Math.max(REACH, Math.ceil(Math.abs(numbers[dimension])));
       Object.assign(input, { min: -reach, max: reach });
       input.valueAsNumber = numbers[dimension];
       output.textContent = numbers[dimension].toFixed(2);
     }
     decode();
+    unroll();
   };
   button(panel, "reset").addEventListener("click", begin, { signal });
   session.picture.watch(begin);

@@ -29,7 +29,7 @@ export function describe({ model, manifest, limits }) {
     kl: (manifest.latent.kl ?? []).flat(Infinity),
     labels: manifest.labels ?? [],
     mixed: manifest.prior?.kind === "gmm",
-    scored: Boolean(manifest.calibration),
+    scored: Boolean(manifest.likelihood),
     mapped: Boolean(manifest.map),
     rows: Math.min(limits.max_images, limits.max_samples),
   };

@@ -21,9 +21,9 @@ export function newestWins(panel, signal, work) {
     while (waiting && !signal.aborted) {
       const next = waiting;
       waiting = undefined;
+      trouble(panel, "");
       try {
         await work(...next);
-        trouble(panel, "");
       } catch (error) {
         if (signal.aborted) break;
         if (!(error instanceof Problem)) throw error;

@@ -23,6 +23,13 @@ export function showBlob(image, blob) {
   if (before.startsWith("blob:")) URL.revokeObjectURL(before);
 }
 
+/** Pictures side by side. @param {HTMLCanvasElement} canvas @param {ImageBitmap[]} frames @param {{ width: number, height: number }} size of one */
+export function film(canvas, frames, { width, height }) {
+  Object.assign(canvas, { width: width * frames.length, height });
+  const strip = context(canvas);
+  frames.forEach((frame, index) => strip.drawImage(frame, index * width, 0));
+}
+
 /** @param {HTMLCanvasElement} canvas */
 export function context(canvas) {
   const found = canvas.getContext("2d", { willReadFrequently: true });

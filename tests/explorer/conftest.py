@@ -32,17 +32,16 @@ def visiting(browser, explored):
     """Opens the page in a new window; at the end none of them may have complained or asked anybody else."""
     visits, windows = [], []
 
-    def visit(size=DESKTOP, scheme="light", **options):
+    def visit(size=DESKTOP, scheme="light", url=explored):
         window = browser.new_context(
             viewport={"width": size[0], "height": size[1]},
             color_scheme=scheme,
             reduced_motion="reduce",
             permissions=["clipboard-read", "clipboard-write"],
-            **options,
         )
         windows.append(window)
-        visits.append(Visit(window.new_page(), explored))
-        return visits[-1].open()
+        visits.append(Visit(window.new_page(), url))
+        return visits[-1]
 
     yield visit
     for each in visits:
@@ -54,4 +53,4 @@ def visiting(browser, explored):
 
 @pytest.fixture
 def visit(visiting):
-    return visiting()
+    return visiting().open()

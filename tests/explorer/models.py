@@ -1,4 +1,4 @@
-"""A repository for the explorer: a trained model with a map, and one that has neither."""
+"""A repository for the explorer: a trained model with a map and a calibration, and one that has neither."""
 
 from pathlib import Path
 from shutil import copyfile
@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from service.runtime.bundle import Draft, publish, read_bundle, versions
+from service.runtime.calibration import calibrate, score
 from service.runtime.engine import Engine, Posterior
 from service.runtime.latent_map import LatentMap
 from service.runtime.repository import open_engine
@@ -17,21 +18,21 @@ POINTS = 300
 
 
 def make_repository(folder: Path) -> Path:
-    """mnist@1, the shipped one with a map of its own samples, and colour@1: 12×10 RGB."""
-    make_bundle(folder, "colour", 12, 10, 3, (2, 3, 4))
+    """mnist@1, the shipped one with a map and a calibration of its own samples, and colour@1: 12×10 RGB."""
+    make_bundle(folder, "colour", 12, 10, 3, (2, 3, 4), held_out=0)
     shipped = SHIPPED / str(max(versions(SHIPPED)))
     manifest, engine = read_bundle(shipped).manifest, open_engine(shipped)
     with TemporaryDirectory() as name:
         draft = Path(name)
         for file in manifest.files:
             copyfile(shipped / file, draft / file)
-        write_map(engine, draft)
-        files = {"map": "map.npz"}
+        write_map_and_calibration(engine, draft)
+        files = {"map": "map.npz", "calibration": "calibration.npz"}
         publish(folder, "mnist", Draft(draft, manifest.model_copy(update=files)))
     return folder
 
 
-def write_map(engine: Engine, folder: Path) -> None:
+def write_map_and_calibration(engine: Engine, folder: Path) -> None:
     """As training writes them of held-out images; here of samples, labelled by how much ink they have."""
     images = engine.decode(engine.prior.sample(seed=1, rows=range(POINTS)))
     posterior = Posterior(*engine.encode(images))
@@ -50,3 +51,5 @@ def write_map(engine: Engine, folder: Path) -> None:
         thumbnails=images,
     )
     np.savez_compressed(folder / "map.npz", allow_pickle=False, **plane._asdict())
+    scores = score(engine.manifest, images, posterior, engine.pixels(mean), images)
+    np.savez_compressed(folder / "calibration.npz", allow_pickle=False, **calibrate(scores)._asdict())

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
+from tests import live
+from tests.bundles import make_bundle
 from tests.explorer.browser import DESKTOP, PHONE
 
 pytestmark = pytest.mark.heavy
@@ -89,7 +92,7 @@ def draw(visit, *points):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("device", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
 def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, device, size, scheme):
-    visit = visiting(size, scheme)
+    visit = visiting(size, scheme).open()
     page = visit.page
     visit.screenshot(f"{device}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
@@ -110,7 +113,9 @@ def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_pa
         lambda: draw(visit, (0.3, 0.25), (0.7, 0.25), (0.5, 0.5), (0.4, 0.85)),
     )
     visit.screenshot("drawn", "#describe")
-    expect(facts).to_contain_text("Squared error")
+    p = facts.locator("dd").first.evaluate("dd => dd.firstChild.textContent")
+    assert 0 < float(p) <= 1
+    assert shown(visit, "[data-is=error]").std() > 0
     said = run(
         tmp_path,
         "bash",
@@ -119,7 +124,9 @@ def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_pa
         "-c",
         copied(visit, "describe", "curl").replace("curl ", "curl -fsS "),
     )
-    assert '"mean"' in said
+    encoded, scored = said.replace("}{", "}\n{").splitlines()
+    assert len(json.loads(encoded)["mean"][0]) == 32
+    assert f"{json.loads(scored)['p_value'][0]:.2g}" == f"{float(p):.2g}"
     made = pixels((tmp_path / "reconstruction.png").read_bytes())
     np.testing.assert_array_equal(made, shown(visit, "[data-is=reconstruction]"))
     assert "(1, 28, 28, 1)" in run(tmp_path, sys.executable, "-c", copied(visit, "describe", "Python"))
@@ -269,14 +276,15 @@ def test_the_way_between_two_is_scrubbed(visit, tmp_path):
     assert (shown(visit, screen) != shown(visit, "#between [data-is=pixels]")).any()
     visit.screenshot("between", "#between")
     run(tmp_path, "bash", "-euc", copied(visit, "between", "curl"))
-    with Image.open(tmp_path / "between.png") as frames:
-        assert frames.width > 5 * 28
+    with Image.open(tmp_path / "between.gif") as film:
+        assert film.n_frames > 2
 
 
 def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):
     page = visit.page
     page.locator("#model").select_option(label="colour@1")
     visit.settle()
+    expect(page.locator("#describe .facts")).to_contain_text("colour@1 was published without a calibration")
     expect(page.locator("#map .absent")).to_contain_text("colour@1 was published without a map")
     expect(page.locator("#about")).to_contain_text("10 × 12 in colour, 24 numbers")
     expect(page.get_by_label("Pen")).to_be_visible()
@@ -311,6 +319,25 @@ def test_everything_can_be_reached_by_keyboard(visit):
         assert seen[1], f"one cannot see that element {seen[0]} has the focus"
         reached.add(seen[0])
     assert len(reached - {""}) == wanted
+
+
+def test_a_service_with_keys_is_asked_with_one(visiting, tmp_path):
+    make_bundle(tmp_path, held_out=0)
+    (tmp_path / "keys").write_text("first-key-of-this-test\n")
+    with live.serving(tmp_path, "--api-keys-file", str(tmp_path / "keys")) as url:
+        visit = visiting(url=f"{url}/")
+        page = visit.page
+        page.goto(visit.url)
+        expect(page.locator("#trouble")).to_contain_text("key")
+        assert "401" in visit.complaints.pop()
+        page.get_by_label("API key").fill("first-key-of-this-test")
+        page.keyboard.press("Enter")
+        page.locator("#wall li").first.wait_for()
+        visit.settle()
+        expect(page.locator("#trouble")).to_be_hidden()
+        expect(page.locator("#key")).to_be_hidden()
+        assert '-H "Authorization: Bearer $VAESERVE_API_KEY"' in copied(visit, "wall", "curl")
+        assert "first-key" not in page.content()
 
 
 def test_a_service_that_went_away_is_said_in_a_sentence(visit):
