@@ -51,5 +51,5 @@ def write_map_and_calibration(engine: Engine, folder: Path) -> None:
         thumbnails=images,
     )
     np.savez_compressed(folder / "map.npz", allow_pickle=False, **plane._asdict())
-    scores = score(engine.manifest, images, posterior, engine.pixels(mean), images)
+    scores = score(engine.manifest, engine.prior, images, posterior, engine.pixels(mean), images)
     np.savez_compressed(folder / "calibration.npz", allow_pickle=False, **calibrate(scores)._asdict())
