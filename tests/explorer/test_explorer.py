@@ -58,7 +58,7 @@ def changes(visit, selector, act):
 def copied(visit, panel, language):
     """The recipe, as it comes from the clipboard."""
     section = visit.page.locator(f"#{panel}")
-    if not section.locator("details").get_attribute("open"):
+    if section.locator("details").get_attribute("open") is None:
         section.locator("summary").click()
     section.get_by_role("button", name=f"Copy the {language}").click()
     expect(section.get_by_text("Copied", exact=False)).to_be_visible()
