@@ -61,7 +61,7 @@ def copied(visit, panel, language):
     if section.locator("details").get_attribute("open") is None:
         section.locator("summary").click()
     section.get_by_role("button", name=f"Copy the {language}").click()
-    expect(section.get_by_text("Copied", exact=False)).to_be_visible()
+    expect(section.locator(".head", has_text=language).get_by_role("status")).to_contain_text("Copied")
     return visit.page.evaluate("navigator.clipboard.readText()")
 
 
@@ -164,10 +164,10 @@ def test_a_file_is_described_and_a_wrong_one_is_explained(visit, explored, tmp_p
 def test_the_map_is_walked_on_with_pointer_and_keys(visit):
     page = visit.page
     area = page.locator("#map canvas")
-    area.scroll_into_view_if_needed()
-    box = area.bounding_box()
 
     def place(x, y):
+        area.scroll_into_view_if_needed()
+        box = area.bounding_box()
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
     def drag():
