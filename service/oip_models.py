@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import admit
 from service.problems import InvalidRequest, UnknownModel
 from service.runtime.bundle import Manifest
 from service.runtime.calibration import squared_error
+from service.score import scores_of
 from service.served import ServedModel, ServedModels, Service
 from service.tensors import Inference, Spec
 
@@ -29,6 +31,7 @@ class Function:
     inputs: Callable[[Manifest], Specs]
     outputs: Callable[[Manifest], Specs]
     run: Callable[[Service, ServedModel, Inference], Awaitable[Arrays]]
+    has: Callable[[Manifest], bool] = lambda its: True  # whether a model can do it
     graph: str | None = None  # the one graph that it is a run of; None: several steps
 
 
@@ -74,6 +77,24 @@ async def _sample(service: Service, model: ServedModel, asked: Inference) -> Arr
     return {"image": await model.decode(z), "z": z}
 
 
+def _score_columns(manifest: Manifest) -> Specs:
+    names = ["elbo", "distortion", "rate", "error"] + (["p_value"] if manifest.calibration else [])
+    return tuple(Spec(name, "FP32", (1,)) for name in names)
+
+
+async def _score(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+    """As /score, in nats; the parameter `seed` is of the noise, 0 if there is none."""
+    images, seed = asked.inputs["image"], asked.parameters.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < SEEDS:
+        raise InvalidRequest("The parameter `seed` must be from 0 to 2^53 - 1.")
+    admit(2 * len(images))
+    found, _, _ = await scores_of(service, model, images, seed)
+    columns = {"elbo": found.elbo} | found._asdict()
+    if model.calibration:
+        columns["p_value"] = model.calibration.p_values(found)["value"]
+    return {name: column.astype(np.float32)[:, np.newaxis] for name, column in columns.items()}
+
+
 FUNCTIONS: dict[str, Function] = {
     "encode": Function(
         inputs=lambda its: (_image(its),),
@@ -96,6 +117,12 @@ FUNCTIONS: dict[str, Function] = {
         inputs=lambda its: (Spec("seed", "INT64", (1,)),),
         outputs=lambda its: (_image(its), _latent("z", its)),
         run=_sample,
+    ),
+    "score": Function(
+        inputs=lambda its: (_image(its),),
+        outputs=_score_columns,
+        run=_score,
+        has=lambda its: its.likelihood is not None,
     ),
 }
 
@@ -136,16 +163,20 @@ class Chosen:
 def choose(models: ServedModels, path: Mapping[str, str]) -> Chosen:
     """The model that the path names; without a version, the newest."""
     name, _, function = path["name"].rpartition(".")
-    if function not in FUNCTIONS or name not in models.loaded:
-        there = ", ".join(f"{name}.{function}" for name in sorted(models.loaded) for function in FUNCTIONS)
-        raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
-    return Chosen(models.choose(f"{name}@{path['version']}" if "version" in path else name), function)
+    if function in FUNCTIONS and name in models.loaded:
+        served = models.choose(f"{name}@{path['version']}" if "version" in path else name)
+        if FUNCTIONS[function].has(served.manifest):
+            return Chosen(served, function)
+    there = ", ".join(dict.fromkeys(each.full_name for each in every(models)))
+    raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
 
 
 def every(models: ServedModels) -> list[Chosen]:
+    """All that the loaded models can do, by name and version."""
     return [
         Chosen(served, function)
         for _, versions in sorted(models.loaded.items())
         for _, served in sorted(versions.items())
-        for function in FUNCTIONS
+        for function, its in FUNCTIONS.items()
+        if its.has(served.manifest)
     ]

@@ -16,7 +16,7 @@ from service.hops import draw, read, seed_of, service_of, wanted, write
 from service.latent_schemas import ScoreBody, ScoreOptions
 from service.negotiation import JPEG, PNG
 from service.problems import TooLarge, WrongModel
-from service.runtime.calibration import log_weights, score
+from service.runtime.calibration import Scores, log_weights, score
 from service.runtime.engine import ByteImages, Posterior
 from service.runtime.prior import noise
 from service.served import ServedModel, Service
@@ -40,14 +40,7 @@ async def score_images(request: Request, query: Annotated[ScoreOptions, Query()]
     _check(service, model, options, len(images))
     admit(len(images) * (2 + (options.k or 0)))
     seed = seed_of(options.seed)
-    posterior = await model.encode(images)
-    z = await service.run(posterior.mean.size, partial(draw, posterior, seed))
-    pixels, again = await asyncio.gather(model.pixels(z), model.decode(posterior.mean))
-    found = await service.run(
-        images.size * LIKELIHOOD,
-        lambda: score(model.manifest, model.prior, images, posterior, pixels, again),
-    )
-    model.metrics.reconstructed(found.error)
+    found, posterior, again = await scores_of(service, model, images, seed)
     arrays: dict[str, NDArray[Any]] = {"elbo": found.elbo} | found._asdict()
     if options.k:
         arrays["iwae"] = await _bound(service, model, images, posterior, options.k, seed)
@@ -64,6 +57,21 @@ async def score_images(request: Request, query: Annotated[ScoreOptions, Query()]
         arrays["error_map"] = await service.run(images.size, lambda: _error_map(images, again))
     answer = Answer(model.manifest.reference, arrays, seed, fields, picture="error_map")
     return await write(request, media_type, answer)
+
+
+async def scores_of(
+    service: Service, model: ServedModel, images: ByteImages, seed: int
+) -> tuple[Scores, Posterior, ByteImages]:
+    """The scores of the images, their posteriors, and their reconstructions; `seed` draws one z of each."""
+    posterior = await model.encode(images)
+    z = await service.run(posterior.mean.size, partial(draw, posterior, seed))
+    pixels, again = await asyncio.gather(model.pixels(z), model.decode(posterior.mean))
+    found = await service.run(
+        images.size * LIKELIHOOD,
+        lambda: score(model.manifest, model.prior, images, posterior, pixels, again),
+    )
+    model.metrics.reconstructed(found.error)
+    return found, posterior, again
 
 
 def _check(service: Service, model: ServedModel, options: ScoreOptions, n: int) -> None:

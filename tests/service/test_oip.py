@@ -96,6 +96,17 @@ def test_decode_reconstruct_and_sample_agree_with_the_other_routes(client, http,
     assert only.as_numpy("z") is None
 
 
+def test_score_agrees_with_its_route(client, http):
+    told = http.post("/score?model=tiny&seed=7", json={"images": IMAGES.squeeze(-1).tolist()}).json()
+    found = client.infer("tiny.score", images(), parameters={"seed": 7})
+    names = {each["name"] for each in client.get_model_metadata("tiny.score")["outputs"]}
+    assert names == {"elbo", "distortion", "rate", "error", "p_value"}
+    for name in names:
+        np.testing.assert_allclose(found.as_numpy(name)[:, 0], told[name], rtol=1e-4)
+    with pytest.raises(InferenceServerException, match="`seed` must be"):
+        client.infer("tiny.score", images(), parameters={"seed": -1})
+
+
 def test_colours_and_latents_that_are_no_vectors(client):
     array = rng.integers(0, 256, (2, 12, 10, 3), dtype=np.uint8)
     mean = client.infer("colour.encode", images(array)).as_numpy("mean")
