@@ -26,7 +26,7 @@ export function map(panel, session) {
   found.hidden = true;
   absent.hidden = model.mapped;
   absent.textContent = `${model.reference} was published without a map, so there is nothing to walk on here. ` +
-    "Train it again with this version of vae-train, and it will bring one.";
+    "vae-train complete publishes a version of it that has one.";
   if (!model.mapped) return;
   newestWins(panel, signal, async () => {
     const [name, version] = model.reference.split("@");
