@@ -194,6 +194,12 @@ async def show_model(request: Request) -> Response:
     return _json(answer.model_dump(mode="json"), {"X-Model": manifest.reference})
 
 
+async def reload_model(request: Request) -> Response:
+    """Look for new versions now instead of at the next poll; the answer is what is loaded then."""
+    await service_of(request).load()
+    return await show_model(request)
+
+
 async def healthz(request: Request) -> Response:
     """Whether the process is alive: 503 when its models have been stuck at one batch for too long."""
     service_of(request).check_alive()
@@ -317,6 +323,15 @@ def add_routes(app: FastAPI) -> None:
     for path, endpoint in (("/healthz", healthz), ("/readyz", readyz)):
         # As some load balancers ask, and `wget --spider`.
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    if app.state.service.settings.keys():  # what changes the service's state is not for everybody
+        reload = Operation("reload_model", "POST", "/models/{name}/reload", reload_model, ModelAnswer)
+        app.add_api_route(
+            reload.path,
+            reload_model,
+            methods=[reload.method],
+            operation_id=reload.name,
+            **openapi.describe(reload),
+        )
     app.add_api_route("/metrics", show_metrics, include_in_schema=False)
     app.add_api_route("/problems/{slug}", show_problem, include_in_schema=False)
 

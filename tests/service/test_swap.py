@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from service.runtime.repository import open_engine
 from service.settings import Settings
@@ -101,6 +102,23 @@ def test_as_many_versions_are_kept_as_were_asked_for(tmp_path):
         answer = httpx.get(f"{url}/sample?model=tiny@1")
         assert answer.status_code == 409
         assert "there is tiny@2, tiny@3" in answer.json()["detail"]
+
+
+def test_a_new_version_is_there_when_reload_has_answered_and_only_for_who_has_a_key(tmp_path):
+    make_bundle(tmp_path)
+    settings = Settings(models=tmp_path, poll=0, access_log=False)
+    with in_a_thread(settings) as url:
+        assert httpx.post(f"{url}/models/tiny/reload").status_code == 404
+    keyed = settings.model_copy(update={"api_keys": SecretStr("secret-key-1")})
+    with in_a_thread(keyed) as url:
+        make_bundle(tmp_path, seed=1)
+        assert httpx.post(f"{url}/models/tiny/reload").status_code == 401
+        headers = {"Authorization": "Bearer secret-key-1"}
+        assert httpx.get(f"{url}/models/tiny", headers=headers).json()["model"] == "tiny@1"
+        answer = httpx.post(f"{url}/models/tiny/reload", headers=headers)
+        assert answer.status_code == 200
+        assert answer.json()["model"] == "tiny@2"
+        assert httpx.post(f"{url}/models/none/reload", headers=headers).status_code == 404
 
 
 def test_nothing_is_lost_when_the_repository_is(tmp_path, caplog):
