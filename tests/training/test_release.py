@@ -17,8 +17,10 @@ from service.runtime.repository import open_engine
 from tests.live import serving
 from training import sets
 from training.__main__ import app
+from training.calibration import scores
 from training.card import CAPTIONS
-from training.release import release
+from training.data import DataError, Part
+from training.release import complete, release
 
 VAE_TRAIN = Path(sys.executable).with_name("vae-train")
 
@@ -166,3 +168,27 @@ def test_a_folder_of_photos_is_trained_evaluated_published_and_served(photos):
         sent = {"content": content, "headers": {"Content-Type": "image/jpeg"}}
         assert httpx.post(f"{url}/reconstruct", **sent).json()["model"] == "photos@1"
         assert httpx.get(f"{url}/sample?n=4&seed=1", headers={"Accept": "image/png"}).status_code == 200
+
+
+def test_calibration_and_map_are_of_the_validation_images(published, digits):
+    engine = open_engine(published)
+    held_out = Part(digits.pixels, digits.split.validation)
+    found = scores(engine, held_out, engine.manifest.training.config["seed"])
+    np.testing.assert_allclose(engine.calibration.elbo, np.sort(found.elbo), rtol=1e-5)
+    plane, mean = engine.map, engine.encode(held_out[:]).mean
+    np.testing.assert_allclose(plane.components @ plane.components.T, np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(plane.points, (plane.latents - plane.mean) @ plane.components.T, atol=1e-3)
+    nearest = np.square(plane.latents[:, np.newaxis] - mean).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(np.sort(nearest), np.arange(len(mean)))
+    np.testing.assert_array_equal(plane.labels, digits.labels[digits.split.validation][nearest])
+    np.testing.assert_array_equal(plane.thumbnails, held_out[:][nearest])
+
+
+def test_a_bundle_is_completed_without_training(published, digits, tmp_path):
+    again = complete(published, digits, tmp_path, say=lambda _: None)
+    old, new = open_engine(published), open_engine(again)
+    assert (again / "encoder.onnx").read_bytes() == (published / "encoder.onnx").read_bytes()
+    np.testing.assert_allclose(new.calibration.surprise, old.calibration.surprise, rtol=1e-4)
+    assert new.manifest.metrics == old.manifest.metrics
+    with pytest.raises(DataError, match="give the data that it was trained on"):
+        complete(published, dataclasses.replace(digits, digest="other"), tmp_path, say=lambda _: None)
