@@ -157,14 +157,18 @@ def _content(media_types: Iterable[str], model: type[BaseModel], *, sent: bool) 
 
 
 def _form(model: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a JSON body as those of a form: images are files; there is no null and no empty list."""
+    """The fields of a JSON body as those of a form: images are files; there is no null and no empty list, and
+    one value cannot be told from a list of one."""
     fields = model.model_json_schema()["properties"]
     fields.pop("latents", None)  # numbers are no files: they come as JSON or npy
     for field in fields.values():
-        field.pop("minItems", None)
         if choices := [each for each in field.get("anyOf", ()) if each != {"type": "null"}]:
             del field["anyOf"], field["default"]
             field |= choices[0]
+        if field.get("type") == "array":
+            several = {key: field.pop(key) for key in ("type", "items", "maxItems") if key in field}
+            field.pop("minItems", None)
+            field["anyOf"] = [several, several["items"]]
     fields[FILES] = {"type": "array", "items": BINARY, "minItems": 1, "description": "image files"}
     return {"type": "object", "properties": fields, "required": [FILES], "additionalProperties": False}
 

@@ -68,11 +68,13 @@ def with_held_out(draft: Draft, n: int, seed: int = 0) -> Draft:
     flat = mean.reshape(n, -1)
     centre = flat.mean(axis=0)
     _, deviations, directions = np.linalg.svd(flat - centre, full_matrices=False)
+    shares, missing = deviations[:2] ** 2 / (deviations**2).sum(), max(0, 2 - len(directions))
+    components = np.pad(directions[:2], ((0, missing), (0, 0)))  # a latent space may have one dimension
     plane = LatentMap(
         mean=centre,
-        components=directions[:2],
-        variance=deviations[:2] ** 2 / (deviations**2).sum(),
-        points=(flat - centre) @ directions[:2].T,
+        components=components,
+        variance=np.pad(shares, (0, missing)),
+        points=(flat - centre) @ components.T,
         labels=rng.integers(0, 2, n).astype(np.int16),
         latents=mean,
         thumbnails=images,

@@ -183,7 +183,7 @@ def test_a_form_has_options_as_fields(http, images):
     [
         ({"seed": "x"}, "/seed", "valid integer"),
         ({"seed": ["1", "2"]}, "/seed", "valid integer"),
-        ({"return": "variance"}, "/return/0", "'mean', 'logvar' or 'sample'"),
+        ({"return": "variance"}, "/return/0", "'mean', 'logvar', 'sample', 'kl' or 'active'"),
         ({"file": "x"}, "/file", "not permitted"),
         ({"model": "a" * 200}, "/model", "at most 128"),
     ],

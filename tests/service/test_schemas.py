@@ -38,7 +38,7 @@ def wrong(kind, body):
             EncodeBody,
             b'{"images": ["a"], "return": ["variance"]}',
             "/return/0",
-            "'mean', 'logvar' or 'sample'",
+            "'mean', 'logvar', 'sample', 'kl' or 'active'",
         ),
         (EncodeBody, b'{"images": ["a"], "return": []}', "/return", "at least 1"),
         (EncodeBody, b'{"images": ["a"], "seed": -1}', "/seed", "greater than or equal to 0"),

@@ -71,6 +71,7 @@ def test_a_published_run_has_its_figures_and_every_picture(published, monkeypatc
     page = page_of(published)
     assert set(page.images) == {
         "reconstructions", "samples", "interpolations", "traversals", "neighbours", "map", "kl", "curves",
+        "labels",
     }  # fmt: skip
     assert min(image.width for image in page.images.values()) > 200
     assert "Published as digits@1" in page.text
