@@ -29,7 +29,7 @@ from torch import Tensor
 
 from service.runtime.bundle import ImageSpec, LikelihoodSpec
 from service.runtime.likelihood import log_prob
-from service.runtime.prior import Prior, noise
+from service.runtime.prior import Prior, log_standard_normal, noise
 from training import checkpoint, classifier, data, metrics, networks, objective, priors, samples, trainer
 from training.config import TrainConfig, resolve
 from training.networks import VAE, Posterior
@@ -136,7 +136,7 @@ def nll(network: VAE, test: data.ByteImages, posterior: Posterior, scale: float,
     total = np.full(len(test), -np.inf)
     for sample in range(K):
         z = _draw(posterior, 1, first=sample)
-        weight = log_prob(likelihood, image, test, _pixels(network, z)) + priors.log_normal(z.astype(float))
+        weight = log_prob(likelihood, image, test, _pixels(network, z)) + log_standard_normal(z.astype(float))
         total = np.logaddexp(total, weight - metrics.log_normal(z.astype(float), mean, logvar))
     return float(-(total - math.log(K)).mean())
 

@@ -4,9 +4,8 @@ import io
 import os
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from client import tables
+from client.ahead import ahead
 from client.client import Client
 from client.collection import Collection
 from client.errors import BadRequest, ClientError
@@ -310,21 +310,10 @@ def _progress(jobs: Sequence[Callable[[], T]], concurrency: int) -> Iterator[T]:
     """The results in the order of the jobs, `concurrency` of them running, with a bar on a terminal."""
     with ThreadPoolExecutor(concurrency) as pool:
         try:
-            results = _ahead(pool, jobs, 2 * concurrency)
+            results = ahead(pool, jobs, 2 * concurrency)
             yield from track(results, total=len(jobs), transient=True, disable=not sys.stderr.isatty())
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C only what is in flight is waited for
-
-
-def _ahead(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
-    """Never more than `most` results that nobody has taken yet."""
-    waiting: deque[Future[T]] = deque()
-    for job in jobs:
-        if len(waiting) == most:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(job))
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _latents(path: Path) -> tuple[NDArray[Any], str | None]:

@@ -7,13 +7,13 @@ A job's results are kept part by part (client/job.py) and merged into the output
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
+from client.ahead import ahead
 from client.errors import BadRequest, ClientError, Overloaded, Refused, ServerFault, Unreachable
 from client.job import Columns, Failure, Job, Part
 from client.pace import Pace
@@ -120,7 +120,7 @@ def run(job: Job, call: Call, *, concurrency: int, patience: float, advance: Cal
     with ThreadPoolExecutor(concurrency) as pool:
         try:
             chunks = (partial(conductor.rows, chunk) for chunk in _chunks(sources))
-            for stop, rows, failed in _gathered(_ahead(pool, chunks, 2 * concurrency), start):
+            for stop, rows, failed in _gathered(ahead(pool, chunks, 2 * concurrency), start):
                 job.add(_part(start, stop, rows, failed))
                 advance(stop - start)
                 start = stop
@@ -182,17 +182,6 @@ def _part(start: int, stop: int, rows: Rows, failed: list[Failure]) -> Part:
     if len(index) + len(failed) != stop - start:
         raise ClientError("the service answered with another number of rows than it was sent images")
     return Part(start, stop, index[order], columns, sorted(failed))
-
-
-def _ahead(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Done]], most: int) -> Iterator[Done]:
-    """In the order of the jobs, and never more than `most` results that nobody has taken yet."""
-    waiting: deque[Future[Done]] = deque()
-    for job in jobs:
-        if len(waiting) == most:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(job))
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _pieces(error: Refused, count: int) -> list[slice]:

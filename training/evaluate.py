@@ -15,8 +15,7 @@ from service.runtime.bundle import LikelihoodSpec, Metric
 from service.runtime.calibration import kl
 from service.runtime.engine import Engine
 from service.runtime.likelihood import log_prob
-from service.runtime.prior import noise
-from training import priors
+from service.runtime.prior import log_standard_normal, noise
 from training.binarised import as_seen
 from training.data import Images, Say, Slices
 from training.export import CHUNK, draw, encode
@@ -72,7 +71,7 @@ def evaluate(
     metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
     if engine.prior.mixture is not None:
         z = draw(mean, logvar, seed, 0).reshape(len(mean), -1).astype(np.float64)
-        metrics["hole"] = mean_of(priors.log_density(engine.prior.mixture, z) - priors.log_normal(z), seed)
+        metrics["hole"] = mean_of(engine.prior.mixture.log_density(z) - log_standard_normal(z), seed)
     metrics |= beside_others(engine, data, seed, say)
     metrics |= sample_quality(engine, data, mean, seed, say)
     return Evaluation(metrics, mean, kl(mean, logvar).mean(axis=0))
@@ -137,9 +136,9 @@ def iwae(
         log_ratio = log_prob(likelihood, engine.manifest.image, shown, decoded) - log_normal(
             z, means[row], logvars[row]
         )
-        np.logaddexp.at(total["iwae"], row, log_ratio + priors.log_normal(z))
+        np.logaddexp.at(total["iwae"], row, log_ratio + log_standard_normal(z))
         if mixture is not None:
-            np.logaddexp.at(total["iwae_prior"], row, log_ratio + priors.log_density(mixture, z))
+            np.logaddexp.at(total["iwae_prior"], row, log_ratio + mixture.log_density(z))
     return {name: mean_of(sums - math.log(k), seed, k) for name, sums in total.items()}
 
 

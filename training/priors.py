@@ -68,25 +68,3 @@ def common_labels(data: Images, train: Indices, validation: Indices) -> list[int
     }
     enough = np.all([counts[part] >= fewest for part, fewest in FEWEST_IMAGES.items()], axis=0)
     return [int(label) for label in np.flatnonzero(enough)]
-
-
-def log_density(mixture: Mixture, z: Doubles) -> Doubles:
-    """log p(z) under the mixture in nats, float64 [n]; z is [n, d]."""
-    from scipy.linalg import solve_triangular
-    from scipy.special import logsumexp
-
-    d = z.shape[1]
-    parts = [
-        -0.5 * np.square(solve_triangular(factor, (z - mean).T, lower=True)).sum(axis=0)
-        - np.log(np.diag(factor)).sum()
-        for mean, factor in zip(mixture.means.astype(float), mixture.factors.astype(float), strict=True)
-    ]
-    density: Doubles = logsumexp(np.stack(parts, axis=1), b=mixture.weights, axis=1)
-    density -= 0.5 * d * np.log(2 * np.pi)
-    return density
-
-
-def log_normal(z: Doubles) -> Doubles:
-    """log N(z; 0, I) in nats, float64 [n]."""
-    density: Doubles = -0.5 * (np.square(z).sum(axis=1) + z.shape[1] * np.log(2 * np.pi))
-    return density

@@ -52,7 +52,7 @@ class Mixture:
         """log p(z) in nats, float64 [n]; z is [n, d]."""
         parts = np.stack(
             [
-                _log_normal(np.linalg.solve(factor, (z - mean).T).T) - np.log(np.diag(factor)).sum()
+                log_standard_normal(np.linalg.solve(factor, (z - mean).T).T) - np.log(np.diag(factor)).sum()
                 for mean, factor in zip(self.means.astype(float), self.factors.astype(float), strict=True)
             ]
         )
@@ -78,7 +78,7 @@ class Prior:
     def log_density(self, latents: Floats) -> NDArray[np.float64]:
         """log p(z) in nats of latents [n, *shape] under what is sampled from by default, float64 [n]."""
         z = latents.reshape(len(latents), -1).astype(np.float64)
-        return _log_normal(z) if self.mixture is None else self.mixture.log_density(z)
+        return log_standard_normal(z) if self.mixture is None else self.mixture.log_density(z)
 
     def sample(
         self,
@@ -167,7 +167,7 @@ def truncated(normals: Floats, limit: float) -> Floats:
     return np.clip(np.array(cut, np.float32), -limit, limit).reshape(normals.shape)
 
 
-def _log_normal(z: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_standard_normal(z: NDArray[np.float64]) -> NDArray[np.float64]:
     """log N(z; 0, I) in nats, float64 [n]; z is [n, d]."""
     density: NDArray[np.float64] = -0.5 * (np.square(z).sum(axis=1) + z.shape[1] * math.log(2 * math.pi))
     return density

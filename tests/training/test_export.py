@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from service.runtime.engine import Engine
-from training import checkpoint, export, priors
+from training import checkpoint, export
 from training.config import TrainConfig
 from training.networks import build
 
@@ -82,6 +82,6 @@ def test_each_label_has_a_mixture_that_explains_its_own_latents_best(exported, d
     assert sorted(by_label) == list(range(10))
     rows = digits.split.test
     mean = exported.engine.encode(digits.pixels[rows]).mean.astype(float)
-    densities = np.stack([priors.log_density(by_label[label], mean) for label in range(10)])
+    densities = np.stack([by_label[label].log_density(mean) for label in range(10)])
     # Nothing but the densities tells the labels apart, in a model that has hardly learned anything.
     assert (densities.argmax(axis=0) == digits.labels[rows]).mean() > 0.3

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from service.runtime.prior import Mixture, Prior
+from service.runtime.prior import Mixture, Prior, log_standard_normal
 from training import data
-from training.priors import common_labels, fit_mixture, log_density, log_normal
+from training.priors import common_labels, fit_mixture
 
 
 def two_blobs(n, seed):
@@ -25,8 +25,8 @@ def fitted():
 def test_the_size_is_chosen_on_validation_and_the_score_is_its_log_density(fitted):
     mixture, score = fitted
     assert 2 <= len(mixture.weights) <= 10
-    assert score == pytest.approx(log_density(mixture, two_blobs(1000, 1)).mean(), abs=1e-3)
-    assert score > log_normal(two_blobs(1000, 1)).mean() + 2
+    assert score == pytest.approx(mixture.log_density(two_blobs(1000, 1)).mean(), abs=1e-3)
+    assert score > log_standard_normal(two_blobs(1000, 1)).mean() + 2
 
 
 def test_log_density_is_that_of_scipy():
@@ -40,8 +40,10 @@ def test_log_density_is_that_of_scipy():
         np.log(w) + stats.multivariate_normal(m, f @ f.T).logpdf(z)
         for w, m, f in zip(mixture.weights, mixture.means, mixture.factors.astype(float), strict=True)
     ]
-    np.testing.assert_allclose(log_density(mixture, z), logsumexp(parts, axis=0), rtol=1e-6)
-    np.testing.assert_allclose(log_normal(z), stats.multivariate_normal(np.zeros(2)).logpdf(z), rtol=1e-10)
+    np.testing.assert_allclose(mixture.log_density(z), logsumexp(parts, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        log_standard_normal(z), stats.multivariate_normal(np.zeros(2)).logpdf(z), rtol=1e-10
+    )
 
 
 def test_samples_follow_the_fitted_density(fitted):
