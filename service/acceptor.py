@@ -1,8 +1,8 @@
-"""Takes connections from a listener that several workers share, so that each worker has as many as the others.
+"""Takes connections from a listener that several workers share, so that each has as many as the others.
 
-Left to themselves, whoever wakes first takes all that wait: of 32 connections that come at once, one worker of
-two often had nearly all, and its neighbour's CPU idled for as long as they stayed open. So the workers tell
-each other how many they have, and one that has more than another leaves it a moment to come first.
+Left to themselves, whoever wakes first takes all that wait: of 32 connections that come at once, one worker
+of two often had nearly all, and its neighbour's CPU idled for as long as they stayed open. So the workers
+tell each other how many they have, and one that has more than another leaves it a moment to come first.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from service import codecs, telemetry
 from service.admission import Admission, admit
 from service.batcher import Batcher, ModelThread, Run
 from service.codecs import Budget
-from service.metrics import GraphMetrics, Metrics, ModelMetrics, shared
+from service.metrics import GraphMetrics, Metrics, ModelMetrics
 from service.problems import NotReady, TooLarge, UnknownModel, WrongModel
 from service.runtime.bundle import BundleError, Manifest
 from service.runtime.calibration import Calibration
@@ -336,10 +336,10 @@ class Service:
         self.draining = True
 
     async def keep_measuring(self) -> None:
-        """Where another worker may be asked for the metrics of this one, the gauges have to be up to date."""
-        while shared():
+        """Another worker may be asked for the metrics of this one, and what is kept must not grow."""
+        while True:
             self.measure()
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
 
     def measure(self) -> None:
         """Put into the metrics what is no event: memory, and who waits for the models."""
@@ -382,6 +382,7 @@ class Service:
             raise TooLarge(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
 
     def close(self) -> None:
+        self.measure()  # what was done since the last time would not be counted
         self._thread.shutdown(cancel_futures=True)
         self._loader.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)

@@ -138,7 +138,8 @@ def serve_as_worker(
 ) -> None:
     """Serve beside others until told to stop: by a signal, or by calling what `started` is given.
 
-    On the `board` is how many connections each of them has, at `member` those of this one. `tell` is told once whether this worker can serve, with the banner or the reason.
+    On the `board` is how many connections each of them has, at `member` those of this one. `tell` is told
+    once whether this worker can serve, with the banner or the reason.
     """
     logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
 
