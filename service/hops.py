@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
+    service: Service = request.scope["app"].state.service
     return service
 
 

@@ -1,6 +1,7 @@
 """uvicorn as this service wants it, and stopped so that no request gets lost."""
 
 import asyncio
+import gc
 import logging
 import logging.config
 import os
@@ -119,6 +120,7 @@ def serve_alone(settings: Settings, listener: socket.socket, url: str) -> None:
         if service.failure:
             server.should_exit = True
         else:
+            settle()
             print(banner(settings, service.models, url), flush=True)
 
     server = Server(settings, create_app(settings, on_loaded=on_loaded))
@@ -148,6 +150,7 @@ def serve_as_worker(
             tell(False, service.failure)
             os._exit(STARTUP_FAILURE)  # an orderly end would begin with accepting requests
         else:
+            settle()
             tell(True, banner(settings, service.models, url))
 
     server = Server(settings, create_app(settings, on_loaded=on_loaded, load_first=True))
@@ -155,6 +158,16 @@ def serve_as_worker(
     server.accepting = partial(Acceptor, listener, board, member)
     started(server.stop)
     server.run(sockets=[listener])
+
+
+def settle() -> None:
+    """What has been imported and loaded stays: the garbage collector need not look through it again and again.
+
+    And it comes less often; what a request leaves behind is mostly freed without it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _config(settings: Settings, app: FastAPI) -> uvicorn.Config:
