@@ -199,10 +199,6 @@ def main() -> None:
         models = work / "models"
         publish_reference(models)
         bench = Bench(models, options.seconds, options.patience)
-        if options.curves:
-            from benchmarks.curves import draw
-
-            return draw(bench, options.curves, options.write, stack)
         names = [name for name in [OURS, *FILES] if not options.only or name in options.only or name == OURS]
         servers = [server for name in names if (server := prepared(name, models, options.peers))]
         running = []
@@ -236,19 +232,12 @@ def arguments() -> argparse.Namespace:
         "--peers", type=Path, default=Path(".venv/peers"), help="environments for other people's servers"
     )
     parser.add_argument(
-        "--curves",
-        type=Path,
-        metavar="FOLDER",
-        help="instead: latency against connections, throughput against "
-        "batch and width of the model, a picture each",
-    )
-    parser.add_argument(
         "--write",
         type=Path,
         nargs="*",
         default=[],
         metavar="PAGE",
-        help="documents to put the tables and pictures into",
+        help="documents to put the tables into",
     )
     parser.add_argument("--json", type=Path, help="also write every figure of every round there")
     return parser.parse_args()
