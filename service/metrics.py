@@ -64,13 +64,14 @@ class _Histogram(Histogram):
     """A histogram that is given its values by `keep`, and counts them at `flush`."""
 
     def _metric_init(self) -> None:
-        super()._metric_init()  # type: ignore[no-untyped-call]
+        super()._metric_init()
         self._kept = _Kept()
         self.keep = self._kept.values.append
         self.keep_all = self._kept.values.extend
 
     def flush(self) -> None:
-        for child in list(self._metrics.values()) if self._labelnames else [self]:
+        children: list[Any] = list(self._metrics.values()) if self._labelnames else [self]
+        for child in children:
             if values := child._kept.take():
                 bounds = child._upper_bounds
                 counts = np.bincount(np.searchsorted(bounds, values), minlength=len(bounds))
@@ -83,12 +84,13 @@ class _Counter(Counter):
     """A counter that is given its amounts by `keep`, and adds them at `flush`."""
 
     def _metric_init(self) -> None:
-        super()._metric_init()  # type: ignore[no-untyped-call]
+        super()._metric_init()
         self._kept = _Kept()
         self.keep = self._kept.values.append
 
     def flush(self) -> None:
-        for child in list(self._metrics.values()):
+        children: list[Any] = list(self._metrics.values())
+        for child in children:
             if values := child._kept.take():
                 child.inc(sum(values))
 
