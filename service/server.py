@@ -161,7 +161,7 @@ def serve_as_worker(
 
 
 def settle() -> None:
-    """What has been imported and loaded stays: the garbage collector need not look through it again and again.
+    """What has been imported and loaded stays: the garbage collector need not look through it any more.
 
     And it comes less often; what a request leaves behind is mostly freed without it.
     """
