@@ -100,6 +100,8 @@ def create_app(
         },
         # A client that is sent elsewhere by a slash would have to send its images twice.
         redirect_slashes=False,
+        # FastAPI would answer what fails below it in words of its own.
+        middleware=[Middleware(ProblemAnswers)],
         exception_handlers={
             kind: problems.answer for kind in (Problem, HTTPException, RequestValidationError)
         },

@@ -2,7 +2,7 @@
 
 In one process the values are plain numbers. Of several workers each keeps its own in files of a folder that
 the supervisor makes, and whoever is asked adds them up (prometheus_client's multiprocess mode); what others
-did in the last second may be missing.
+did in the last fifth of a second may be missing.
 
 No label has unbounded values: routes are templates, whatever is none of them counts as `other`.
 """

@@ -341,7 +341,7 @@ class Service:
         """Another worker may be asked for the metrics of this one, and what is kept must not grow."""
         while True:
             self.measure()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.2)
 
     def measure(self) -> None:
         """Put into the metrics what is no event: memory, and who waits for the models."""

@@ -1,6 +1,10 @@
 """The short way answers what the long one answers."""
 
+import httpx
 import pytest
+
+from service.settings import Settings
+from tests.conftest import in_a_thread
 
 QUERIES = (
     "",
@@ -38,3 +42,17 @@ def test_head_and_wrong_methods_are_answered_as_everywhere(http):
     assert http.get("/encode").status_code == 405
     assert http.post("/sample?n=1").status_code == 200
     assert http.request("DELETE", "/sample").headers["allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize("path", ["/encode", "/models/tiny/encode"])
+def test_a_fault_of_ours_is_a_problem_on_the_short_and_the_long_path(path, repository, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("secret")
+
+    with in_a_thread(Settings(models=repository / "tiny/1")) as url:
+        monkeypatch.setattr("service.runtime.engine._check_array", fail)
+        answer = httpx.post(url + path, json={"images": [[[0] * 8] * 8]})
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["instance"] == answer.headers["x-request-id"]
+    assert "secret" not in answer.text

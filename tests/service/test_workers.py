@@ -67,7 +67,7 @@ def test_all_serve_and_any_can_say_what_all_did(models, tmp_path):
         before = metric(url, "vae_rows_total")
         for _ in range(40):  # each over a connection of its own, so that both get some
             assert httpx.get(f"{url}/sample?n=3").status_code == 200
-        assert {metric(url, "vae_rows_total") - before for _ in range(8)} == {120}
+        until(lambda: {metric(url, "vae_rows_total") - before for _ in range(8)} == {120})
         assert metric(url, "vae_model_info") == 1
         memory = metric(url, "process_resident_memory_bytes")
         process.send_signal(signal.SIGTERM)
@@ -84,6 +84,7 @@ def test_a_dead_worker_is_replaced_and_nobody_s_counts_are_lost(models, tmp_path
         until(lambda: len(workers(process)) == 2)
         for _ in range(20):
             httpx.get(f"{url}/sample")
+        until(lambda: {metric(url, "vae_rows_total") for _ in range(8)} == {20})  # all have told
         for _ in range(2):  # the second time it has not lived long, and is waited for
             victim = min(workers(process))
             os.kill(victim, signal.SIGKILL)
