@@ -36,6 +36,10 @@ end
 """
 
 
+class LoadError(RuntimeError):
+    """The server could not be asked at all: it refuses connections, or has closed one."""
+
+
 @dataclass(frozen=True)
 class Request:
     url: str
@@ -96,7 +100,7 @@ def measure(request: Request, *, connections: int, seconds: float) -> Load:
             environment = {}
         done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{command[0]} failed: {done.stderr or done.stdout}")
+            raise LoadError(f"{command[0]} failed: {done.stderr or done.stdout}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Load(**json.loads(done.stderr), cpu=cpu)
