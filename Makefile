@@ -13,7 +13,7 @@ help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 serve: $(SERVE)/ready ## serve the models in models/ at http://127.0.0.1:8000 (no torch is installed)
-	$(SERVE)/bin/vae-serve
+	$(SERVE)/bin/vae-serve --access-log
 
 train: $(DEV)/ready ## train on scikit-learn's digits and publish the next version of models/digits
 	$(DEV)/bin/vae-train fit

@@ -52,6 +52,7 @@ FILES = {
     "Triton, python backend": "tritonserver.py",
 }
 OURS = "vaeserve"
+OURS_RAW = "vaeserve, raw tensor over /v2"  # asked for what Triton is asked for: no PNG to be decoded
 RAW = "raw onnxruntime"
 
 
@@ -199,10 +200,6 @@ def main() -> None:
         models = work / "models"
         publish_reference(models)
         bench = Bench(models, options.seconds, options.patience)
-        if options.curves:
-            from benchmarks.curves import draw
-
-            return draw(bench, options.curves, options.write, stack)
         names = [name for name in [OURS, *FILES] if not options.only or name in options.only or name == OURS]
         servers = [server for name in names if (server := prepared(name, models, options.peers))]
         running = []
@@ -236,19 +233,12 @@ def arguments() -> argparse.Namespace:
         "--peers", type=Path, default=Path(".venv/peers"), help="environments for other people's servers"
     )
     parser.add_argument(
-        "--curves",
-        type=Path,
-        metavar="FOLDER",
-        help="instead: latency against connections, throughput against "
-        "batch and width of the model, a picture each",
-    )
-    parser.add_argument(
         "--write",
         type=Path,
         nargs="*",
         default=[],
         metavar="PAGE",
-        help="documents to put the tables and pictures into",
+        help="documents to put the tables into",
     )
     parser.add_argument("--json", type=Path, help="also write every figure of every round there")
     return parser.parse_args()
@@ -273,7 +263,7 @@ def prepared(name: str, models: Path, peers: Path) -> Server | None:
     else:
         command = [python, str(HERE / "peers" / FILES[name]), str(models), "{port}"]
     if name == "Triton, python backend":
-        return Server(name, command, tensors)
+        return Server(name, command, lambda url: tensors(url, "encode"))
     body, kind = png(), "image/png"
     if name == "LitServe":
         body, kind = form(body, "image")
@@ -282,8 +272,8 @@ def prepared(name: str, models: Path, peers: Path) -> Server | None:
     return Server(name, command, lambda url: Request(f"{url}/encode", body, kind))
 
 
-def tensors(url: str) -> Request:
-    """The picture in the Open Inference Protocol, its pixels as they are."""
+def tensors(url: str, model: str) -> Request:
+    """The picture, for a model of that name, in the Open Inference Protocol, its pixels as they are."""
     pixels = picture().tobytes()
     size = {"binary_data_size": len(pixels)}
     head = json.dumps(
@@ -294,7 +284,7 @@ def tensors(url: str) -> Request:
     ).encode()
     length = (("Inference-Header-Content-Length", str(len(head))),)
     kind = "application/octet-stream"
-    return Request(f"{url}/v2/models/encode/infer", head + pixels, kind, "*/*", length)
+    return Request(f"{url}/v2/models/{model}/infer", head + pixels, kind, "*/*", length)
 
 
 def check(server: Server, expected: np.ndarray) -> None:
@@ -411,6 +401,8 @@ class Bench:
                 request = server.request(server.url)
                 singles[server.name].append(self.served(server, request, 1, options.connections))
             ours = servers[0]
+            request = tensors(ours.url, "reference.encode")
+            singles[OURS_RAW].append(self.served(ours, request, 1, options.connections))
             for each in SCENARIOS:
                 raw = self.raw(each.graph, *self.scenarios[each], self.seconds)
                 request = each.request(ours.url)
@@ -442,10 +434,10 @@ def report(bench: Bench, servers: list[Server], singles: Any, others: Any, optio
         "|---|---|---|---|---|---|---|",
         f"| {RAW}, batch {batch}, {processes} × {threads} threads | {raw.rate:,.0f} | 1.00 | | | | |",
     ]
-    for server in sorted(servers, key=lambda server: -middle(singles[server.name]).rate):
-        it = middle(singles[server.name])
+    for name in sorted(singles.keys() - {RAW}, key=lambda name: -middle(singles[name]).rate):
+        it = middle(singles[name])
         lines.append(
-            f"| {server.name} | {it.rate:,.0f} | {it.rate / raw.rate:.2f} | {it.p50 * 1e3:.1f} | "
+            f"| {name} | {it.rate:,.0f} | {it.rate / raw.rate:.2f} | {it.p50 * 1e3:.1f} | "
             f"{it.p99 * 1e3:.1f} | {it.server_cpu * 1e6:.0f} | {it.bad:.0f} |"
         )
     lines += [

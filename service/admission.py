@@ -5,7 +5,8 @@ read, or as soon as it is known of how many rows it is. After that it is finishe
 finds nothing pending always gets in.
 
 What is pending is counted in rows, from the body's last byte to the answer, and in bytes of bodies that have
-arrived. `Door` is the middleware; `admit` is called by whatever hands rows to a model.
+arrived. `Door` is the middleware; `admit` is called by whatever hands rows to a model. One timer looks at the
+deadlines of all requests: a timer for each would take longer than all else that is done here.
 """
 
 import asyncio
@@ -14,15 +15,16 @@ from contextvars import ContextVar
 from math import ceil, exp, inf
 from time import monotonic
 
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.headers import header
 from service.problems import InvalidRequest, Overloaded, Problem, SlowRequest, Timeout, TooLarge
 
 # A slower upload than this, in bytes a second, is taken for one that only holds a connection.
 SLOWEST = 16 << 10
-GRACE = 0.1  # seconds
+# How often the deadlines are looked at, in seconds.
+SWEEP = 0.05
 # Whether the client is still there is asked of requests that take longer than this, in seconds.
 PATIENCE = 0.05
 # The drain rate is of about this many seconds of work, and is believed after half as many.
@@ -44,6 +46,8 @@ class Admission:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._open: set[_Ticket] = set()
+        self._sweeping = False
         self._since = 0.0  # when something was done last, or when work began again
         self._done = 0.0  # rows, of about the last HORIZON seconds in which there was work
         self._busy = 0.0  # those seconds
@@ -85,6 +89,25 @@ class Admission:
             self._done = self._done * fade + done
             self._busy = self._busy * fade + elapsed
 
+    def open(self, ticket: "_Ticket") -> None:
+        """Look after the deadlines of this request until it is closed."""
+        self._open.add(ticket)
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def close(self, ticket: "_Ticket") -> None:
+        self._open.discard(ticket)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for ticket in list(self._open):
+            ticket.look(now)
+        self._sweeping = bool(self._open)
+        if self._sweeping:
+            loop.call_later(SWEEP, self._sweep)
+
     def _overloaded(self, what: str, reason: str) -> Overloaded:
         self.refused[what] += 1
         seconds = min(LONGEST_RETRY, max(1, ceil(self.rows / rate))) if (rate := self.rate) else 1
@@ -109,61 +132,136 @@ def admit(rows: int) -> None:
 class _Ticket:
     """What one request holds, and its deadline: first the client's to send it, then ours to answer."""
 
-    def __init__(self, admission: Admission, receive: Receive, deadline: asyncio.Timeout, seconds: float):
-        self.reading = False  # its body is arriving
-        self.gone = False  # the client is
-        self._admission = admission
-        self._receive = receive
-        self._deadline = deadline
-        self._seconds = seconds  # for the answer
+    __slots__ = (
+        "_admission",
+        "_admitted",
+        "_begun",
+        "_bytes",
+        "_check_size",
+        "_client",
+        "_declared",
+        "_due",
+        "_late",
+        "_loop",
+        "_patient_until",
+        "_reading",
+        "_received",
+        "_rows",
+        "_seconds",
+        "_started",
+        "_task",
+        "_watch",
+        "ended",
+    )
+
+    def __init__(self, door: "Door", client: Receive, declared: int) -> None:
+        self.ended: Problem | ClientDisconnect | None = None  # why the request was cancelled
+        self._admission = door.admission
+        self._check_size = door.check_size
+        self._seconds = door.timeout  # for the answer
+        self._client = client
+        self._declared = declared  # bytes of the body
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._started = self._loop.time() + door.read_timeout
+        self._due = inf
+        self._late = False  # the client, the last time that was looked
+        self._patient_until = inf  # then it is asked whether the client is still there
+        self._received = 0
+        self._reading = False  # its body is arriving
         self._begun = False
         self._admitted = False
         self._rows = 0
         self._bytes = 0
-        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
-    def read(self, size: int) -> None:
-        """Count bytes of the body that have arrived."""
-        self._admission.check_bytes(self._bytes, size)
-        self._bytes += size
-        self._admission.bytes += size
-
-    def begin(self) -> None:
-        """The whole request is here: from now on it is pending, and the deadline is ours."""
+    async def receive(self) -> Message:
+        """The client's next message, counted; what does not come in time ends the request."""
+        if not self._reading and not self._received:  # the first call
+            self._admission.check_rows()
+            self._admission.check_bytes(0, self._declared)
+            self._reading = True
         if not self._begun:
-            self._begun = True
-            self.reading = False
-            loop = asyncio.get_running_loop()
-            self._deadline.reschedule(loop.time() + self._seconds)
-            self._watch = loop.call_later(PATIENCE, self._watch_client)
-            self._hold(1)
+            self._late = False
+            self._due = self._started + self._received / SLOWEST
+        try:
+            message = await self._client()
+        finally:
+            if not self._begun:
+                self._due = inf
+        if message["type"] == "http.request":
+            more = len(message.get("body", b""))
+            self._received += more
+            self._check_size(self._received)
+            self._admission.check_bytes(self._bytes, more)
+            self._bytes += more
+            self._admission.bytes += more
+            if self._reading and not message.get("more_body"):
+                self._begin()
+        return message
 
     def admit(self, rows: int) -> None:
         if not self._admitted:
             self._admission.check_rows(self._rows)
             self._admitted = True
-        if not self.reading:
-            self.begin()
+        if not self._reading:
+            self._begin()
         self._hold(rows)
 
-    def release(self, *, done: bool | None) -> None:
+    def answered(self) -> None:
+        """There is an answer; how fast it can be sent is no affair of ours."""
+        self._release(done=True if self._admitted else None)
+        self._due = self._patient_until = inf
+        self._stop_watching()
+
+    def close(self) -> None:
+        self._release(done=None)
+        self._admission.bytes -= self._bytes
+        self._bytes = 0
+        self._admission.close(self)
+        self._stop_watching()
+
+    def look(self, now: float) -> None:
+        """End the request if it is time; called every now and then."""
+        if now >= self._due and not self.ended:
+            if self._begun:
+                self._release(done=False)
+                self._admission.refused["timeout"] += 1
+                self._end(
+                    Timeout(
+                        f"There was no answer within the {self._seconds:g} s of this server; ask for less at "
+                        "a time, or try again later."
+                    )
+                )
+            elif self._late:
+                self._admission.refused["slow"] += 1
+                self._end(
+                    SlowRequest(
+                        f"The body did not come in time; send it faster than {SLOWEST:,} bytes a second, and "
+                        "with the Content-Length that it has.",
+                        headers={"Connection": "close"},  # what is left of the body is not waited for
+                    )
+                )
+            # Where this process did not get to run for a while, what has come meanwhile is in time.
+            self._late = True
+        elif now >= self._patient_until:
+            self._patient_until = inf
+            self._watch = self._loop.create_task(self._until_gone())
+
+    def _begin(self) -> None:
+        """The whole request is here: from now on it is pending, and the deadline is ours."""
+        if not self._begun:
+            self._begun = True
+            self._reading = False
+            now = self._loop.time()
+            self._due, self._patient_until = now + self._seconds, now + PATIENCE
+            self._hold(1)
+
+    def _release(self, *, done: bool | None) -> None:
         """The rows are no longer pending; whether they are done, or None when that tells nothing."""
         if self._rows:
             self._admission.remove(self._rows, done=None if done is None else self._rows * done)
             self._rows = 0
-
-    def answered(self) -> None:
-        """There is an answer; how fast it can be sent is no affair of ours."""
-        self.release(done=True if self._admitted else None)
-        if not self._deadline.expired():
-            self._deadline.reschedule(None)
-        self._stop_watching()
-
-    def close(self) -> None:
-        self.release(done=None)
-        self._admission.bytes -= self._bytes
-        self._bytes = 0
-        self._stop_watching()
 
     def _hold(self, rows: int) -> None:
         """As many rows as this request has at a time; one, while it is not known."""
@@ -171,15 +269,16 @@ class _Ticket:
             self._admission.add(rows - self._rows)
             self._rows = rows
 
-    def _watch_client(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._until_gone())
+    def _end(self, why: Problem | ClientDisconnect) -> None:
+        """Whatever is being done for the request stops, and `Door` raises `why`."""
+        if self._task and not self.ended:
+            self.ended = why
+            self._task.cancel()
 
     async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._client())["type"] != "http.disconnect":
             pass
-        self.gone = True
-        if not self._deadline.expired():
-            self._deadline.reschedule(0)  # long past: whatever is being done for it ends here
+        self._end(ClientDisconnect())
 
     def _stop_watching(self) -> None:
         if self._watch:
@@ -206,82 +305,36 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        declared = headers.get("content-length", "0")
+        declared = header(scope, b"content-length") or "0"
         # uvicorn refuses what is no number; other servers may not, and int() refuses the longest ones.
         if not declared.isdecimal() or len(declared) > 18:
             raise InvalidRequest("Content-Length is no number of bytes; send the size of the body.")
         size = int(declared)
-        self._check_size(size)
-        loop = asyncio.get_running_loop()
-        started, received = loop.time(), 0
-        deadline = asyncio.timeout(None)
-        ticket = _Ticket(self.admission, receive, deadline, self.timeout)
-
-        async def reading() -> Message:
-            nonlocal received
-            if not ticket.reading and not received:  # the first call
-                self.admission.check_rows()
-                self.admission.check_bytes(0, size)
-                ticket.reading = True
-            message = await self._received(receive, started + self.read_timeout + received / SLOWEST)
-            if message["type"] == "http.request":
-                more = len(message.get("body", b""))
-                received += more
-                self._check_size(received)
-                ticket.read(more)
-                if ticket.reading and not message.get("more_body"):
-                    ticket.begin()
-            return message
+        self.check_size(size)
+        ticket = _Ticket(self, receive, size)
 
         async def sending(message: Message) -> None:
-            whole = message["type"] == "http.response.body" and not message.get("more_body")
-            if whole or (message["type"] == "http.response.start" and _has_length(message)):
+            if message["type"] == "http.response.start":
+                if _has_length(message):
+                    ticket.answered()
+            elif not message.get("more_body"):
                 ticket.answered()
             await send(message)
 
         token = _ticket.set(ticket)
+        self.admission.open(ticket)
         try:
-            async with deadline:
-                await self.app(scope, reading, sending)
-        except TimeoutError:
-            if not deadline.expired():
+            await self.app(scope, ticket.receive, sending)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not ticket.ended or (task and task.uncancel()):  # somebody else wants it to end as well
                 raise
-            raise self._too_late(ticket) from None
+            raise ticket.ended from None
         finally:
             _ticket.reset(token)
             ticket.close()
 
-    async def _received(self, receive: Receive, until: float) -> Message:
-        """The next message, SlowRequest when it does not come in time."""
-        try:
-            async with asyncio.timeout_at(until):
-                return await receive()
-        except TimeoutError:
-            pass
-        try:
-            # Where this process did not get to run for a while, what has come meanwhile is in time.
-            async with asyncio.timeout(GRACE):
-                return await receive()
-        except TimeoutError:
-            self.admission.refused["slow"] += 1
-            raise SlowRequest(
-                f"The body did not come in time; send it faster than {SLOWEST:,} bytes a second, and with "
-                "the Content-Length that it has.",
-                headers={"Connection": "close"},  # what is left of the body is not waited for
-            ) from None
-
-    def _too_late(self, ticket: _Ticket) -> Problem | ClientDisconnect:
-        if ticket.gone:
-            return ClientDisconnect()
-        ticket.release(done=False)
-        self.admission.refused["timeout"] += 1
-        return Timeout(
-            f"There was no answer within the {self.timeout:g} s of this server; ask for less at a time, "
-            "or try again later."
-        )
-
-    def _check_size(self, size: int) -> None:
+    def check_size(self, size: int) -> None:
         if size > self.max_body:
             raise TooLarge(
                 f"The body has more than the {self.max_body:,} bytes allowed; send less at a time, "
@@ -290,4 +343,4 @@ class Door:
 
 
 def _has_length(message: Message) -> bool:
-    return any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+    return any(name == b"content-length" for name, _ in message.get("headers", ()))

@@ -13,7 +13,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from math import inf
 from time import monotonic, perf_counter
 from typing import Any, TypeVar
@@ -53,25 +52,20 @@ class ModelThread(ThreadPoolExecutor):
         return monotonic() - since if since is not None else 0.0
 
 
-@dataclass(eq=False)
 class _Caller:
     """One request: its rows, how many of them are in a batch already, and what has come back."""
 
-    arrays: Arrays
-    answer: asyncio.Future[Arrays]
-    taken: int = 0
-    parts: list[Arrays] = field(default_factory=list)
-    arrived: float = field(default_factory=perf_counter)
-    waited: float = 0.0  # seconds until its first row was taken
-    ran: float = 0.0  # seconds in the model thread, its turn included
+    __slots__ = ("answer", "arrays", "arrived", "left", "parts", "ran", "rows", "taken", "waited")
 
-    @property
-    def rows(self) -> int:
-        return len(self.arrays[0])
-
-    @property
-    def left(self) -> int:
-        return self.rows - self.taken
+    def __init__(self, arrays: Arrays, answer: asyncio.Future[Arrays]) -> None:
+        self.arrays = arrays
+        self.answer = answer
+        self.rows = self.left = len(arrays[0])
+        self.taken = 0
+        self.parts: list[Arrays] = []  # empty for as long as one may be all
+        self.arrived = perf_counter()
+        self.waited = 0.0  # seconds until its first row was taken
+        self.ran = 0.0  # seconds in the model thread, its turn included
 
 
 _Share = tuple[_Caller, slice]  # which rows of which caller are in a batch
@@ -160,17 +154,25 @@ class Batcher:
                 continue
             if not caller.taken:
                 caller.waited = perf_counter() - caller.arrived
-            rows = slice(caller.taken, caller.taken + min(room, caller.left))
-            caller.taken = rows.stop
-            room -= rows.stop - rows.start
+            count = min(room, caller.left)
+            rows = slice(caller.taken, caller.taken + count)
+            caller.taken += count
+            caller.left -= count
+            room -= count
             if not caller.left:
                 self._waiting.popleft()
             yield caller, rows
 
     def _run_batch(self, batch: list[_Share]) -> Arrays:
         """In the model thread: joining belongs here too, it can be megabytes."""
-        shares = [tuple(array[rows] for array in caller.arrays) for caller, rows in batch]
-        joined = _join(shares)
+        joined = _join(
+            [
+                caller.arrays
+                if rows.stop - rows.start == caller.rows
+                else tuple(array[rows] for array in caller.arrays)
+                for caller, rows in batch
+            ]
+        )
         started = perf_counter()
         results = self._run(*joined)
         self._row_seconds = (perf_counter() - started) / len(joined[0])
@@ -193,9 +195,10 @@ class Batcher:
         self, batch: list[_Share], started: float, results: Arrays | None, error: BaseException | None
     ) -> None:
         start = 0
+        ran = perf_counter() - started
         for caller, rows in batch:
             stop = start + rows.stop - rows.start
-            caller.ran += perf_counter() - started
+            caller.ran += ran
             if caller.answer.done():
                 pass  # went away while the model computed
             elif results is None:
@@ -204,13 +207,19 @@ class Batcher:
                 failure.__cause__ = error
                 caller.answer.set_exception(failure)
             else:
-                caller.parts.append(tuple(result[start:stop] for result in results))
-                if sum(len(part[0]) for part in caller.parts) == caller.rows:
-                    caller.answer.set_result(_join(caller.parts))
+                part = tuple([result[start:stop] for result in results])
+                if stop - start == caller.rows:
+                    caller.answer.set_result(part)
+                else:
+                    caller.parts.append(part)
+                    if sum(len(part[0]) for part in caller.parts) == caller.rows:
+                        caller.answer.set_result(_join(caller.parts))
             start = stop
 
 
 def _join(parts: list[Arrays]) -> Arrays:
     return (
-        parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        parts[0]
+        if len(parts) == 1
+        else tuple([np.concatenate(column) for column in zip(*parts, strict=True)])
     )

@@ -11,6 +11,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect
 
 from service import negotiation, schemas
 from service.codecs import ANIMATION_WRITERS, Answer, Budget
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 
 def service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
+    service: Service = request.scope["app"].state.service
     return service
 
 
@@ -56,14 +57,14 @@ async def read(
     declared = header(request.scope, b"content-type")
     media_type = negotiation.content_type(declared, readers)
     models = service.models  # without any, nothing is read
-    data = await request.body()
+    data = await body(request)
 
     def rows(budget: Budget) -> tuple[ServedModel, O, T]:
         source: Any = data
         options = query
         if media_type == JSON:
-            body = parse(kind, data)
-            options, source = merge(query, body), getattr(body, field) if field else body
+            parsed = parse(kind, data)
+            options, source = merge(query, parsed), getattr(parsed, field) if field else parsed
         elif media_type == MULTIPART:
             form = read_form(data, declared or "", max_files=budget.images)
             options, source = merge(query, schemas.parse_form(type(query), form.fields)), form.files
@@ -74,13 +75,40 @@ async def read(
         return await service.read(len(data) if media_type in (JSON, MULTIPART) else 0, rows)
 
 
+async def body(request: Request) -> bytes:
+    """The whole body of a request; ClientDisconnect when the client goes away before it is there.
+
+    Like Starlette's, which goes through a generator even for a body that has come in one piece.
+    """
+    parts = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Answered(Response):
+    """An answer whose headers are few and known: Starlette looks through them for what it would add."""
+
+    def __init__(self, body: bytes, media_type: str, headers: Mapping[str, str]) -> None:
+        self.status_code, self.background, self.body = 200, None, body
+        self.raw_headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", media_type.encode("ascii")),
+            *((name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()),
+        ]
+
+
 async def write(request: Request, media_type: str, answer: Answer) -> Response:
     with timed("write"):
-        body = await service_of(request).run(answer.values, lambda: ANIMATION_WRITERS[media_type](answer))
+        content = await service_of(request).run(answer.values, lambda: ANIMATION_WRITERS[media_type](answer))
     headers = {"X-Model": answer.model, "Vary": "Accept"}
     if answer.seed is not None:
         headers["X-Seed"] = str(answer.seed)
-    return Response(body, media_type=media_type, headers=headers)
+    return Answered(content, media_type, headers)
 
 
 def seed_of(given: int | None) -> int:

@@ -1,7 +1,8 @@
 """What /metrics tells Prometheus; deploy/README.md says what each name means.
 
 In one process the values are plain numbers. Of several workers each keeps its own in files of a folder that
-the supervisor makes, and whoever is asked adds them up (prometheus_client's multiprocess mode).
+the supervisor makes, and whoever is asked adds them up (prometheus_client's multiprocess mode); what others
+did in the last second may be missing.
 
 No label has unbounded values: routes are templates, whatever is none of them counts as `other`.
 """
@@ -36,6 +37,7 @@ GRAPH = (*MODEL, "graph")
 OIP = "vae_oip_"  # not for Prometheus: a series for each number of rows
 
 Run = Callable[..., tuple[NDArray[Any], ...]]
+Keep = Callable[[float], None]
 
 
 def shared() -> bool:
@@ -43,14 +45,54 @@ def shared() -> bool:
     return FOLDER in os.environ
 
 
-class _Rows(Histogram):
-    """A histogram that is given many values at a time."""
+class _Kept:
+    """What was observed since the last `flush`, from any thread.
 
-    def observe_all(self, amounts: NDArray[np.floating]) -> None:
-        counts = np.bincount(np.searchsorted(self._upper_bounds, amounts), minlength=len(self._upper_bounds))
-        for bucket in np.flatnonzero(counts):
-            self._buckets[bucket].inc(int(counts[bucket]))
-        self._sum.inc(float(amounts.sum()))
+    In a list: writing each value to a file that several processes share takes longer than measuring it.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def take(self) -> list[float]:
+        values = self.values[:]
+        del self.values[: len(values)]  # and not what has come meanwhile
+        return values
+
+
+class _Histogram(Histogram):
+    """A histogram that is given its values by `keep`, and counts them at `flush`."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._kept = _Kept()
+        self.keep = self._kept.values.append
+        self.keep_all = self._kept.values.extend
+
+    def flush(self) -> None:
+        children: list[Any] = list(self._metrics.values()) if self._labelnames else [self]
+        for child in children:
+            if values := child._kept.take():
+                bounds = child._upper_bounds
+                counts = np.bincount(np.searchsorted(bounds, values), minlength=len(bounds))
+                for bucket in np.flatnonzero(counts):
+                    child._buckets[bucket].inc(int(counts[bucket]))
+                child._sum.inc(sum(values))
+
+
+class _Counter(Counter):
+    """A counter that is given its amounts by `keep`, and adds them at `flush`."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._kept = _Kept()
+        self.keep = self._kept.values.append
+
+    def flush(self) -> None:
+        children: list[Any] = list(self._metrics.values())
+        for child in children:
+            if values := child._kept.take():
+                child.inc(sum(values))
 
 
 class GraphMetrics:
@@ -61,7 +103,7 @@ class GraphMetrics:
         self._batch = metrics.batch_rows.labels(*labels)
         self._seconds = metrics.model_seconds.labels(*labels)
         self._failures = metrics.failures.labels(*labels)
-        self.waited: Callable[[float], None] = metrics.queue_seconds.labels(*labels).observe
+        self.waited: Callable[[float], None] = metrics.queue_seconds.labels(*labels).keep
         self.waiting: Callable[[float], None] = metrics.queue_rows.labels(*labels).set
 
     def counted(self, run: Run) -> Run:
@@ -74,9 +116,9 @@ class GraphMetrics:
             except Exception:
                 self._failures.inc()
                 raise
-            self._seconds.observe(perf_counter() - started)
-            self._batch.observe(len(rows[0]))
-            self._rows.inc(len(rows[0]))
+            self._seconds.keep(perf_counter() - started)
+            self._batch.keep(len(rows[0]))
+            self._rows.keep(len(rows[0]))
             return results
 
         return counted
@@ -97,11 +139,11 @@ class ModelMetrics:
         with np.errstate(over="ignore", invalid="ignore"):  # a broken encoder shows in the last bucket
             terms = np.square(mean) + np.exp(logvar) - logvar - 1
         kl = 0.5 * terms.reshape(len(mean), -1).sum(axis=1, dtype=np.float64)
-        self._kl.observe_all(np.fmin(kl, LARGEST))  # one NaN or infinity would be in the sum for ever
+        self._kl.keep_all(np.fmin(kl, LARGEST).tolist())  # one NaN or infinity would be in the sum for ever
 
     def reconstructed(self, errors: NDArray[np.floating]) -> None:
         """Mean squared errors on [0, 1], one of each image."""
-        self._errors.observe_all(errors)
+        self._errors.keep_all(errors.tolist())
 
 
 class Metrics:
@@ -111,10 +153,10 @@ class Metrics:
         # Else there is a second series for each, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
+        self._requests = _Counter(
             "vae_requests_total", "Answers", ("route", "method", "status"), registry=registry
         )
-        self._request_seconds = Histogram(
+        self._request_seconds = _Histogram(
             "vae_request_seconds",
             "From a request's head to the head of its answer",
             ("route",),
@@ -124,25 +166,25 @@ class Metrics:
         self._rejections = Counter(
             "vae_rejections_total", "Requests answered with a problem", ("reason",), registry=registry
         )
-        codec = Histogram(
+        codec = _Histogram(
             "vae_codec_seconds",
             "A body into an array (decode), an array into a body (encode)",
             ("direction",),
             buckets=SECONDS,
             registry=registry,
         )
-        self._codec = {"read": codec.labels("decode"), "write": codec.labels("encode")}
-        self.rows = Counter("vae_rows_total", "Rows that went through a graph", GRAPH, registry=registry)
-        self.batch_rows = Histogram(
+        self._codec = {"read": codec.labels("decode").keep, "write": codec.labels("encode").keep}
+        self.rows = _Counter("vae_rows_total", "Rows that went through a graph", GRAPH, registry=registry)
+        self.batch_rows = _Histogram(
             "vae_batch_rows", "Rows in one run of a graph", GRAPH, buckets=ROWS, registry=registry
         )
         self.queue_rows = Gauge(
             "vae_queue_rows", "Rows that wait", GRAPH, registry=registry, multiprocess_mode="livesum"
         )
-        self.queue_seconds = Histogram(
+        self.queue_seconds = _Histogram(
             "vae_queue_seconds", "How long requests waited", GRAPH, buckets=SECONDS, registry=registry
         )
-        self.model_seconds = Histogram(
+        self.model_seconds = _Histogram(
             "vae_model_seconds", "One run of a graph", GRAPH, buckets=SECONDS, registry=registry
         )
         self.failures = Counter(
@@ -151,10 +193,10 @@ class Metrics:
             GRAPH,
             registry=registry,
         )
-        self.kl = _Rows(
+        self.kl = _Histogram(
             "vae_kl_nats", "KL(q(z|x) || N(0, I)) of an image", MODEL, buckets=NATS, registry=registry
         )
-        self.errors = _Rows(
+        self.errors = _Histogram(
             "vae_reconstruction_error",
             "Mean squared error of an image on [0, 1]",
             MODEL,
@@ -183,7 +225,18 @@ class Metrics:
             "vae_oip_run_nanoseconds_total", "Of runs", (*function, "rows"), registry=registry
         )
         # labels() takes a microsecond, this a tenth; as many as there are routes, methods and statuses.
-        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._answers: dict[tuple[str, str, int], tuple[Keep, Keep]] = {}
+        self._flushed = (
+            self._requests,
+            self._request_seconds,
+            codec,
+            self.rows,
+            self.batch_rows,
+            self.queue_seconds,
+            self.model_seconds,
+            self.kl,
+            self.errors,
+        )
 
     def answered(
         self, route: str | None, method: str, status: int, seconds: Mapping[str, float], problem: str | None
@@ -192,19 +245,21 @@ class Metrics:
         route = route or OTHER
         key = (route, method if method in METHODS else OTHER, status)
         if (found := self._answers.get(key)) is None:
-            found = (self._requests.labels(*map(str, key)), self._request_seconds.labels(route))
+            found = (self._requests.labels(*map(str, key)).keep, self._request_seconds.labels(route).keep)
             self._answers[key] = found
-        found[0].inc()
+        found[0](1)
         if "total" in seconds:
-            found[1].observe(seconds["total"])
-        for step, codec in self._codec.items():
+            found[1](seconds["total"])
+        for step, keep in self._codec.items():
             if step in seconds:
-                codec.observe(seconds[step])
+                keep(seconds[step])
         if problem:
             self._rejections.labels(problem).inc()
 
     def refresh(self) -> None:
-        """Measure what is no event: memory."""
+        """Count what was kept, and measure what is no event: memory."""
+        for metric in self._flushed:
+            metric.flush()
         if (resident := resident_bytes()) is not None:
             self._memory.set(resident)
 

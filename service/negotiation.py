@@ -21,8 +21,10 @@ ALIASES = {"image/jpg": JPEG, "image/x-ms-bmp": BMP}  # not registered, and comm
 
 def content_type(header: str | None, readers: Collection[str]) -> str:
     """The media type of a body, if it is one that can be read here."""
-    found = (header or "").partition(";")[0].strip().lower()
-    found = ALIASES.get(found, found)
+    found = header or ""
+    if found not in readers:  # nearly all say it as it is written here
+        found = found.partition(";")[0].strip().lower()
+        found = ALIASES.get(found, found)
     if found not in readers:
         what = f"{found} cannot be read here" if found else "The body has no Content-Type"
         example = PNG if PNG in readers else JSON

@@ -16,7 +16,7 @@ from service import codecs, telemetry
 from service.admission import Admission, admit
 from service.batcher import Batcher, ModelThread, Run
 from service.codecs import Budget
-from service.metrics import GraphMetrics, Metrics, ModelMetrics, shared
+from service.metrics import GraphMetrics, Metrics, ModelMetrics
 from service.problems import NotReady, TooLarge, UnknownModel, WrongModel
 from service.runtime.bundle import BundleError, Manifest
 from service.runtime.calibration import Calibration
@@ -38,7 +38,7 @@ USUAL_DEFAULT = "mnist"
 # make everybody wait, and for less the way to another thread and back costs more than the work.
 SMALL_VALUES = 1 << 14  # numbers to parse or to print
 SMALL_PIXELS = 1 << 18  # of an image file, as its header declares
-SHORT_BATCH = 0.004  # seconds, of a batch: its requests have been read one after the other for as long
+SHORT_BATCH = 0.008  # seconds, of a batch: its requests have been read one after the other for as long
 
 T = TypeVar("T")
 
@@ -280,6 +280,8 @@ class Service:
             max_rows=settings.queue_rows, max_bytes=settings.queue_bytes, timeout=settings.timeout
         )
         self.budget = Budget(settings.max_images, settings.max_pixels, 4 * settings.max_pixels)
+        small = min(SMALL_PIXELS, settings.max_pixels)
+        self._small = Budget(settings.max_images, small, small)
         self._models: ServedModels | None = None
         self._measured: list[ServedModel] = []
         self._complaint: str | None = None  # why the repository could not be read the last time
@@ -336,10 +338,10 @@ class Service:
         self.draining = True
 
     async def keep_measuring(self) -> None:
-        """Where another worker may be asked for the metrics of this one, the gauges have to be up to date."""
-        while shared():
+        """Another worker may be asked for the metrics of this one, and what is kept must not grow."""
+        while True:
             self.measure()
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
 
     def measure(self) -> None:
         """Put into the metrics what is no event: memory, and who waits for the models."""
@@ -371,9 +373,8 @@ class Service:
     async def read(self, values: int, function: Callable[[Budget], T]) -> T:
         """Like `run`, for what may hold image files: how large those are shows only inside."""
         if values <= SMALL_VALUES:
-            pixels = min(SMALL_PIXELS, self.budget.pixels)
             try:
-                return function(Budget(self.budget.images, pixels, pixels))
+                return function(self._small)
             except TooManyPixels:
                 pass  # too many for the event loop; the pool decides whether for the service
         try:
@@ -382,6 +383,7 @@ class Service:
             raise TooLarge(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
 
     def close(self) -> None:
+        self.measure()  # what was done since the last time would not be counted
         self._thread.shutdown(cancel_futures=True)
         self._loader.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)

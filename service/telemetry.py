@@ -6,8 +6,10 @@ Images, latents and query strings are never logged.
 import logging
 import re
 import secrets
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,19 @@ class Trace:
 
     def server_timing(self) -> str:
         return ", ".join(f"{step};dur={seconds * 1e3:.2f}" for step, seconds in self.seconds.items())
+
+
+# Ids are counted from a random beginning, which each process makes when it needs its first: as unique as
+# random ones, and a tenth of the work.
+_ids: Iterator[int] | None = None
+
+
+def new_id() -> str:
+    """16 hexadecimal digits that no other request has."""
+    global _ids
+    if _ids is None:
+        _ids = count(secrets.randbits(63))
+    return f"{next(_ids) & 0xFFFFFFFFFFFFFFFF:016x}"
 
 
 _trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
@@ -96,7 +111,7 @@ class RequestTrace:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         given = header(scope, b"x-request-id")
-        trace = Trace(given if given and SAFE_ID.fullmatch(given) else secrets.token_hex(8))
+        trace = Trace(given if given and SAFE_ID.fullmatch(given) else new_id())
         started = perf_counter()
         status = 499  # stays when the client went away before there was an answer
 

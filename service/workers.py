@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from prometheus_client import Counter, values
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.acceptor import ABSENT, Board
 from service.logs import log_config
 from service.settings import GRACE, Settings
 
@@ -92,6 +93,7 @@ class _Supervisor:
 
     def run(self) -> int:
         share(self.folder, "supervisor")
+        self._board = Board(self.folder, self.settings.processes())
         self._context = _context()
         self._restarts = Counter("vae_worker_restarts_total", "Workers that died", registry=None)
         self.places = [Place() for _ in range(self.settings.processes())]
@@ -159,6 +161,7 @@ class _Supervisor:
         worker.process.join()
         worker.pipe.close()
         place.worker = None
+        self._board.tell(worker.member, ABSENT)
         mark_process_dead(worker.member, self.folder)  # type: ignore[no-untyped-call]
         if self.stopping:
             if worker.process.exitcode not in (0, -signal.SIGTERM):  # by a signal: before it had begun
@@ -218,7 +221,8 @@ def work(
     def started(stop: Callable[[], None]) -> None:
         Thread(target=stop_with_the_supervisor, args=(stop,), daemon=True, name="supervisor").start()
 
-    serve_as_worker(settings, listener, url, started, lambda *told: pipe.send(Told(*told)))
+    board = Board(folder, settings.processes())
+    serve_as_worker(settings, listener, url, board, member, started, lambda *told: pipe.send(Told(*told)))
     supervisor = multiprocessing.parent_process()
     if supervisor and not supervisor.is_alive():  # killed, and so could not tidy up
         shutil.rmtree(folder, ignore_errors=True)

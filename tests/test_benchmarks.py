@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from benchmarks import load, machine
+from benchmarks import curves, load, machine
 from benchmarks.load import Request
-from benchmarks.serving import form, picture, png, write
+from benchmarks.serving import Figures, form, picture, png, write
 
 
 @pytest.fixture(params=[True, False], ids=["wrk", "own client"])
@@ -63,3 +63,23 @@ def test_the_picture_is_one_that_the_model_takes():
     assert picture().shape == (28, 28)
     assert picture().max() > 200
     assert len(png()) < 784
+
+
+def test_a_curve_is_drawn_of_the_medians_and_told_in_a_sentence(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- measured: batch -->\n<!-- end: measured -->\n")
+    kept = tmp_path / "rounds.json"
+    rates = {1: [100.0, 900.0, 200.0], 2: [950.0, 10.0, 800.0]}
+    ours = {x: [Figures(rate, 0.001, 0.002) for rate in each] for x, each in rates.items()}
+    alone = {x: [Figures(1000.0, 0.001, 0.0)] * 3 for x in rates}
+    curves.keep(kept, {"batch": {curves.OURS: ours, curves.RAW: alone}})
+    curves.show("batch", curves.read(kept)["batch"], tmp_path, [page])
+    text = page.read_text()
+    assert (
+        "With one image in a request the service reaches 0.20 of onnxruntime alone, with 2 it reaches 0.80"
+        in text
+    )
+    assert "| 2 | 800 | 1,000 | 0.80 |" in text
+    assert "Medians of 3 rounds" in text
+    assert "(batch.svg)" in text
+    assert (tmp_path / "batch.svg").read_text().startswith("<?xml")

@@ -239,12 +239,15 @@ def export(
     models: Models = Path("models"),
     iwae_k: IwaeK = 100,
     iwae_n: IwaeN = 500,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also publish it in eight-bit integers, as <name>-int8.")
+    ] = False,
 ) -> None:
     """Export, evaluate and publish a checkpoint of any run, finished or not."""
     with _sentences():
         from training import checkpoint as checkpoints
         from training.data import Wanted, load
-        from training.release import release
+        from training.release import release, release_int8
 
         state = checkpoints.read_state(checkpoint)
         history = [
@@ -257,6 +260,33 @@ def export(
         bundle = release(checkpoint, images, models, history, _say, iwae_k=iwae_k, iwae_n=iwae_n)
         _print_metrics(bundle)
         _say(f"published {bundle}")
+        if int8:
+            quantised = release_int8(bundle, images, models, _say)
+            _print_metrics(quantised)
+            _say(f"published {quantised}")
+
+
+@app.command()
+def quantise(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
+    data: Annotated[str, typer.Option(help="The data that it was trained on.")],
+    models: Models = Path("models"),
+    memory_limit: Annotated[
+        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
+    ] = DEFAULTS.memory_limit,
+) -> None:
+    """Publish a bundle in eight-bit integers as <name>-int8, evaluated, with what it loses and gains on its
+    card. Nothing is trained."""
+    with _sentences():
+        from service.runtime.bundle import read_bundle
+        from training.data import Wanted, load
+        from training.release import release_int8
+
+        image = read_bundle(bundle).manifest.image
+        wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
+        quantised = release_int8(bundle, load(data, wanted, _say), models, _say)
+        _print_metrics(quantised)
+        _say(f"published {quantised}")
 
 
 @app.command()

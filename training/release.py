@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from service.runtime.bundle import Draft, publish, read_bundle
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
+from service.runtime.repository import open_engine
 from training import calibration, mapping, pictures, report
 from training.binarised import as_seen
-from training.card import card
+from training.card import beside_float32, card
 from training.data import DataError, Images, Say
 from training.evaluate import IWAE_K, IWAE_N, Evaluation, evaluate
-from training.export import export
+from training.export import draw, encode, export
+from training.quantise import CALIBRATED_ON, quantise, speed
 
 
 def release(
@@ -65,6 +69,51 @@ def complete(path: Path, data: Images, models: Path, say: Say = print) -> Path:
             shutil.copyfile(path / name, Path(work) / name)
         draft = Draft(Path(work), manifest.model_copy(update={"labels": manifest.labels or data.label_names}))
         return publish(models, manifest.name, with_held_out(draft, data, say))
+
+
+def release_int8(path: Path, data: Images, models: Path, say: Say = print) -> Path:
+    """Publish the bundle in folder `path` in eight-bit integers, as a model of its own, `<name>-int8`.
+
+    It is evaluated as the other one was; the card tells what it loses and gains beside it. `data` are those
+    that the bundle was trained on. Returns the new folder.
+    """
+    exact = open_engine(path)
+    bundle, manifest = exact.bundle, exact.manifest
+    if manifest.likelihood is None or manifest.training is None:
+        raise DataError(
+            f"{manifest.reference} does not say how it was trained; quantise one that vae-train made"
+        )
+    if manifest.training.data.digest != data.digest:
+        raise DataError(
+            f"{manifest.reference} was trained on other images; give the data that it was trained on"
+        )
+    seed = int(manifest.training.config["seed"])
+    with tempfile.TemporaryDirectory() as work:
+        for name in manifest.files:
+            if Path(name).suffix in (".onnx", ".npz"):
+                shutil.copyfile(path / name, Path(work) / name)
+        say("quantising …")
+        rows = np.sort(np.random.default_rng(seed).permutation(data.split.train)[:CALIBRATED_ON])
+        images = as_seen(manifest.likelihood.kind, data, rows, seed)[:]
+        latents = draw(*encode(exact, images), seed, 0)
+        draft = with_held_out(quantise(Draft(Path(work), manifest), images, latents), data, say)
+        engine = Engine(draft.bundle())
+        faster = speed(exact, engine)
+        metrics = manifest.metrics
+        k, n = (metrics["iwae"].k or IWAE_K, metrics["iwae"].n) if "iwae" in metrics else (IWAE_K, IWAE_N)
+        evaluation = evaluate(engine, data, seed=seed, iwae_k=k, iwae_n=n, say=say)
+        say("drawing the pictures …")
+        _write_card(draft, engine, data, evaluation, ())
+        size = [
+            sum((folder / f"{side}.onnx").stat().st_size for side in ("encoder", "decoder"))
+            for folder in (draft.folder, bundle.path)
+        ]
+        told = beside_float32(manifest, evaluation.metrics, size[0] / size[1], faster)
+        readme = draft.folder / "README.md"
+        text = readme.read_text(encoding="utf-8").replace("## Figures", f"{told}\n## Figures", 1)
+        readme.write_text(text, encoding="utf-8")
+        final = draft.manifest.model_copy(update={"metrics": evaluation.metrics})
+        return publish(models, final.name, Draft(draft.folder, final))
 
 
 def with_held_out(draft: Draft, data: Images, say: Say) -> Draft:

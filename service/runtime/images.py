@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from service.runtime.png import read_plain
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has parsers for sixty more that nobody sends
 
 Fit = Literal["cover", "contain", "stretch"]
@@ -61,6 +63,8 @@ def read_image(
     aspect ratio; an image of exactly the right size is never resampled. Raises ImageError, and
     TooManyPixels from the header alone.
     """
+    if height * width <= max_pixels and (plain := read_plain(data, height, width, channels)) is not None:
+        return plain
     image = _open(data, max_pixels)
     try:
         # JPEG can decode at a fraction of its size; twice the model's keeps the resampling exact enough.

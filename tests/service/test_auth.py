@@ -21,7 +21,7 @@ KEYS = ("first-key-of-two", "schlüssel-zwei")
 
 @pytest.fixture(scope="module")
 def guarded(repository):
-    settings = Settings(models=repository, default_model="tiny", api_keys=",".join(KEYS))
+    settings = Settings(models=repository, default_model="tiny", api_keys=",".join(KEYS), access_log=True)
     with in_a_thread(settings) as url, httpx.Client(base_url=url) as http:
         yield http
 

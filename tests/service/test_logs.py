@@ -16,7 +16,7 @@ from tests.service.test_main import run
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_json_logs_are_one_object_a_line(workers, repository, tmp_path):
-    flags = ["--log-format", "json", "--default-model", "tiny", "--workers", workers]
+    flags = ["--access-log", "--log-format", "json", "--default-model", "tiny", "--workers", workers]
     with running(repository, *flags, log=tmp_path / "log") as (process, url):
         httpx.get(f"{url}/sample?n=2&seed=12345", headers={"X-Request-ID": "abc-1"})
         httpx.get(f'{url}/no"thing%0A', headers={"X-Request-ID": "abc-2"})

@@ -47,7 +47,7 @@ def test_serves_until_sigterm_and_says_what_and_where(repository, tmp_path, free
     url = f"http://127.0.0.1:{free_port}"
     # One process, which is ready when it has said so.
     where = {"VAESERVE_MODELS": str(repository), "VAESERVE_PORT": str(free_port), "VAESERVE_WORKERS": "1"}
-    with started(tmp_path, **where) as (process, output):
+    with started(tmp_path, "--access-log", **where) as (process, output):
         until_ready(f"{url}/readyz", process)
         answer = httpx.get(f"{url}/sample?n=4&model=tiny", headers={"Accept": "image/png"})
         assert answer.content.startswith(b"\x89PNG")

@@ -135,6 +135,7 @@ def test_a_broken_posterior_lands_in_the_last_bucket(broken, models):
     model = ModelMetrics(metrics, read_bundle(models / "tiny/1").manifest)
     good, bad = np.zeros((2, 4), np.float32), np.full((1, 4), broken, np.float32)
     model.encoded(np.concatenate([good, bad]), np.concatenate([good, bad]))
+    metrics.refresh()
     text = metrics.text("", [], [])[0].decode()
     assert 'vae_kl_nats_bucket{le="1.0",model="tiny",version="1"} 2.0' in text
     assert 'vae_kl_nats_bucket{le="8192.0",model="tiny",version="1"} 2.0' in text

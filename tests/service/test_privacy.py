@@ -77,7 +77,7 @@ def test_nothing_of_an_image_is_in_the_log_or_on_the_disk(repository, tmp_path, 
     environment = {key: value for key, value in os.environ.items() if not key.startswith("VAESERVE_")}
     environment |= {"TMPDIR": str(temporary), "HOME": str(home)}
     flags = ["--port", str(free_port), "--log-level", "debug", "--default-model", "tiny"]
-    command = [VAE_SERVE, "--models", repository, *flags]
+    command = [VAE_SERVE, "--access-log", "--models", repository, *flags]
     url = f"http://127.0.0.1:{free_port}"
     before = files_below(tmp_path, repository)
     output = tmp_path / "output"

@@ -12,10 +12,13 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_onnxruntime_is_imported_in_one_place():
+    """Or after that place: its quantization is a package of its own, which training needs."""
     for package in ("service", "training", "client"):
         for file in (ROOT / package).rglob("*.py"):
-            if re.search(r"^\s*(import|from) onnxruntime", file.read_text(encoding="utf-8"), re.MULTILINE):
-                assert file == ROOT / "service/runtime/ort.py"
+            text = file.read_text(encoding="utf-8")
+            found = re.search(r"^\s*(import|from) onnxruntime", text, re.MULTILINE)
+            if found and file != ROOT / "service/runtime/ort.py":
+                assert "from service.runtime.ort import ort" in text[: found.start()], file
 
 
 @pytest.mark.parametrize("ours", [True, False])

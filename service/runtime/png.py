@@ -1,0 +1,39 @@
+"""The PNG that most requests carry, read in half the time: of exactly the model's size, in one chunk.
+
+Pillow makes an image file of it first, with a parser, a palette, text and animation that might come; for
+28×28 pixels that takes longer than to decode them. What is anything but plain is left to it, and so is
+all that is wrong with a file, whose message it knows best.
+"""
+
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# What a file begins with: signature, length and name of the header.
+BEGIN = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+# The header behind its sides: 8 bits, grey or colour, the one compression and filter, not interlaced.
+PLAIN = {1: b"\x08\x00\x00\x00\x00", 3: b"\x08\x02\x00\x00\x00"}
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_plain(data: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8] | None:
+    """uint8 [height, width, channels] of a plain PNG of that size; None: it is something else, or broken."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + PLAIN[channels]
+    if data[:16] != BEGIN or data[16:29] != header or data[37:41] != b"IDAT":
+        return None
+    end = 41 + int.from_bytes(data[33:37], "big")
+    if (
+        data[end + 4 :] != END
+        or crc32(data[12:29]).to_bytes(4, "big") != data[29:33]
+        or crc32(data[37:end]).to_bytes(4, "big") != data[end : end + 4]
+    ):
+        return None
+    mode = MODES[channels]
+    try:
+        pixels = Image.frombytes(mode, (width, height), data[41:end], "zip", mode, 0).tobytes()
+    except Exception:  # as in images.py: a broken file makes Pillow raise nearly anything
+        return None
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
