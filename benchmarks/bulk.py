@@ -11,6 +11,7 @@ import http.client
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -93,9 +94,9 @@ def while_merging(parts: Path) -> bool:
 
 
 def kill_and_repeat(
-    url: str, source: Path | str, output: Path, moments: Sequence[Moment], *, part_rows: int
+    url: str, job: Sequence[Path | str], output: Path, moments: Sequence[Moment], *, part_rows: int
 ) -> list[int]:
-    """Start the client, kill it at each of the moments and start it again, then let it end.
+    """Start the client with `job`, kill it at each of the moments and start it again, then let it end.
 
     How many images were done at each kill. A run that ends before its moment counts as none, and what it made
     is removed, so that the next begins anew.
@@ -105,8 +106,7 @@ def kill_and_repeat(
         sys.executable,
         "-c",
         CLIENT.format(rows=part_rows),
-        "encode",
-        source,
+        *job,
         "-o",
         output,
         "--url",
@@ -119,7 +119,7 @@ def kill_and_repeat(
                 time.sleep(0.0005)
             process.kill()
         if process.returncode == 0:
-            output.unlink()
+            shutil.rmtree(output) if output.is_dir() else output.unlink()
             continue
         stops = [int(path.stem[-10:]) for path in parts.glob("*-*.npz")]
         done.append(max(stops, default=0))
@@ -157,7 +157,7 @@ def kills(url: str, folder: Path, work: Path, count: int) -> None:
     moments = [while_listing, while_merging]
     moments += [after_parts(rng.randrange(1, 5000 // 128)) for _ in range(count - len(moments))]
     rng.shuffle(moments)
-    done = kill_and_repeat(url, source, work / "killed.npz", moments, part_rows=128)
+    done = kill_and_repeat(url, ["encode", source], work / "killed.npz", moments, part_rows=128)
     compare(work / "killed.npz", work / "whole.npz")
     print(f"killed {len(done)} times, with {', '.join(map(str, done))} of 5000 done: nothing twice, no hole")
 

@@ -16,16 +16,19 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
-from client import tables
+from client import drawn, tables
 from client.ahead import ahead
 from client.client import Client
 from client.collection import Collection
 from client.errors import BadRequest, ClientError
 from client.picture import png
+from client.sources import find, read
 
 ROWS = 32  # images of one request: enough to fill a batch, few enough that the progress bar moves
 
 SOME_FAILED = 3  # the exit status of a bulk command
+
+SHOWN = frozenset({"p_value", "elbo", "distortion", "rate", "error", "iwae"})  # of the scores, on a terminal
 
 app = typer.Typer(
     name="vae-client",
@@ -46,6 +49,7 @@ Sources = Annotated[
         help="Image files, folders (searched recursively), quoted globs, .tar[.gz], or .txt: a path a line."
     ),
 ]
+Images = Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)]
 Patience = Annotated[
     float, typer.Option(min=0, help="Seconds to wait for a service that is away or full, before giving up.")
 ]
@@ -128,9 +132,14 @@ def reconstruct(
 
 @app.command()
 def sample(
-    output: Annotated[Path, typer.Option("-o", "--output", help=".png (contact sheet) or .npy.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help=".png (contact sheet), .npy, .npz, or a folder: <row>.png for each."
+        ),
+    ],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same images.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same images.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="Scales the prior's deviation.")] = 1.0,
     prior: Annotated[str | None, typer.Option(help="normal or mixture. [default: the model's]")] = None,
     label: Annotated[str | None, typer.Option(help="Only of this label: its name or number.")] = None,
@@ -138,45 +147,55 @@ def sample(
     api_key: ApiKey = None,
     model: Model = None,
     concurrency: Concurrency = 4,
+    patience: Patience = 300,
 ) -> None:
-    """Draw images from the model's prior."""
-    suffix = _check_suffix(output, ".png", ".npy")
-    with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        draw = partial(client.sample, n, seed=seed, temperature=temperature, prior=prior, label=label)
-        (samples,) = _progress([draw], concurrency)
-        _save(output, png(samples.images) if suffix == ".png" else _npy(samples.images))
-        print(f"{output}: {n} images, seed {samples.seed}, {samples.model}")
+    """Draw any number of images from the model's prior.
 
-
-Images = Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)]
+    Image r of a seed is the same whatever -n is. Resumable, and with the exit status, like encode.
+    """
+    _check_suffix(output, *drawn.SUFFIXES)
+    options = {"n": n, "seed": seed, "temperature": temperature, "prior": prior, "label": label}
+    with _sentences():
+        Collection("sample", [], output, url, api_key, model, concurrency, patience, options).draw(n)
 
 
 @app.command()
 def score(
-    images: Images,
+    sources: Sources,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help=".parquet or .npz. [default: a line for each on the terminal]"),
+    ] = None,
     k: Annotated[
         int | None, typer.Option("-k", min=1, max=1000, help="Also the bound with k samples an image.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the noise.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise.")] = None,
     url: Url = LOCAL,
     api_key: ApiKey = None,
     model: Model = None,
+    concurrency: Concurrency = 4,
+    patience: Patience = 300,
 ) -> None:
-    """Print how well the model explains each image, in nats, and how unusual that is (p), a line for each."""
+    """Say how well the model explains each image, in nats, and how unusual that is (p).
+
+    With -o any number of images, resumable, and with the exit status, like encode.
+    """
+    if output:
+        _check_suffix(output, ".parquet", ".npz")
+        options = {"k": k, "seed": seed}
+        job = Collection("score", sources, output, url, api_key, model, concurrency, patience, options)
+        with _sentences():
+            _end(job.judge())
+        return
     with _sentences(), Client(url, api_key=api_key, model=model) as client:
-        found = client.score([str(path) for path in images], k=k, seed=seed)
-        columns: dict[str, NDArray[Any] | None] = {
-            "p": found.p_value,
-            "elbo": found.elbo,
-            "distortion": found.distortion,
-            "rate": found.rate,
-            "error": found.error,
-            "iwae": found.iwae,
-        }
-        shown = {name: column for name, column in columns.items() if column is not None}
-        print(*shown, "path", sep="\t")
-        for row, path in enumerate(images):
-            print(*(f"{column[row]:.5g}" for column in shown.values()), path, sep="\t")
+        images = list(read(find(sources)))
+        if not images:
+            raise ValueError(f"no images in {', '.join(sources)}")
+        columns = client.score([image.load() for image in images], k=k, seed=seed).columns()
+        shown = {name: column for name, column in columns.items() if name in SHOWN}
+        print(*(name.removesuffix("_value") for name in shown), "path", sep="\t")
+        for row, image in enumerate(images):
+            print(*(f"{column[row]:.5g}" for column in shown.values()), image.entry.name, sep="\t")
 
 
 @app.command()
@@ -347,7 +366,8 @@ def _report(failed: Failed) -> None:
 
 def _check_suffix(output: Path, *allowed: str) -> str:
     if output.suffix.lower() not in allowed:
-        raise typer.BadParameter(f"{output} must end in {' or '.join(allowed)}", param_hint="-o")
+        endings = " or ".join(each or "be a folder" for each in allowed)
+        raise typer.BadParameter(f"{output} must end in {endings}", param_hint="-o")
     return output.suffix.lower()
 
 

@@ -19,7 +19,10 @@ from client.job import Columns, Failure, Job, Part
 from client.pace import Pace
 from client.sources import STREAMED, Source, read
 
-Call = Callable[[Sequence[bytes]], Columns]  # image files → columns with a row for each
+# Image files, and the number of the entry that the first of them is → columns with a row for each. They are
+# neighbours among the entries: what is drawn for an entry must not depend on who else is in a request.
+Call = Callable[[int, Sequence[bytes]], Columns]
+Draw = Callable[[range], Columns]  # numbers of samples → columns with a row for each
 
 ROWS = 128  # images of a request: as many as the service likes in one batch or two
 BYTES = 8 << 20  # of a request; photographs make it smaller
@@ -30,14 +33,16 @@ LONGEST_WAIT = 8.0  # seconds between two tries, if the service names no time
 FATAL = frozenset({401, 403, 404, 405, 406, 409})
 
 Rows = list[tuple[list[int], Columns]]  # which entries, and their rows
+Done = tuple[Rows, list[Failure]]
+Advance = Callable[[int], object]  # is told of each number of entries that is on the disk
 
 
 class Conductor:
     """Makes requests until they succeed: waits when the service is full, and gives up after `patience`
     seconds in which nothing succeeded at all."""
 
-    def __init__(self, call: Call, *, concurrency: int, patience: float) -> None:
-        self._call = call
+    def __init__(self, *, concurrency: int, patience: float) -> None:
+        self.concurrency = concurrency
         self._pace = Pace(concurrency)
         self._patience = patience
         self._progress = time.monotonic()
@@ -48,31 +53,39 @@ class Conductor:
         self._stopped.set()
         self._pace.stop_waiting()
 
-    def rows(self, sources: Sequence[tuple[int, Source]]) -> tuple[Rows, list[Failure]]:
+    def draw(self, call: Draw, samples: range) -> Done:
+        """These samples. There is no file that could be to blame: whatever is refused ends the job."""
+        return [(list(samples), self._patiently(partial(call, samples)))], []
+
+    def rows(self, call: Call, sources: Sequence[tuple[int, Source]]) -> Done:
         """The results for these files, and those that have none. Here they are read, BYTES at a time."""
         rows: Rows = []
         failed: list[Failure] = []
         indices: list[int] = []
         files: list[bytes] = []
+        size = 0
         for index, source in sources:
             try:
                 content = source.load()
             except OSError as error:
                 failed.append(Failure(index, str(error)))
                 continue
-            if files and sum(map(len, files)) + len(content) > BYTES:
-                self._ask(indices, files, rows, failed)
-                indices, files = [], []
+            if files and (size + len(content) > BYTES or index != indices[-1] + 1):
+                self._ask(call, indices, files, rows, failed)
+                indices, files, size = [], [], 0
+            size += len(content)
             indices.append(index)
             files.append(content)
         if files:
-            self._ask(indices, files, rows, failed)
+            self._ask(call, indices, files, rows, failed)
         return rows, failed
 
-    def _ask(self, indices: list[int], files: list[bytes], rows: Rows, failed: list[Failure]) -> None:
+    def _ask(
+        self, call: Call, indices: list[int], files: list[bytes], rows: Rows, failed: list[Failure]
+    ) -> None:
         """One request; if it is refused, in pieces until it is known which files are to blame."""
         try:
-            rows.append((indices, self._patiently(files)))
+            rows.append((indices, self._patiently(partial(call, indices[0], files))))
         except (BadRequest, ServerFault) as error:
             if error.status in FATAL:
                 raise
@@ -81,17 +94,17 @@ class Conductor:
                 return
             before = len(failed)
             for piece in _pieces(error, len(files)):
-                self._ask(indices[piece], files[piece], rows, failed)
+                self._ask(call, indices[piece], files[piece], rows, failed)
             if isinstance(error, ServerFault) and len(failed) - before == len(files):
                 raise  # not the files are to blame
 
-    def _patiently(self, files: list[bytes]) -> Columns:
+    def _patiently(self, call: Callable[[], Columns]) -> Columns:
         wait, tries = 0.25, 0
         while True:
             with self._pace:
                 started = time.monotonic()
                 try:
-                    columns = self._call(files)
+                    columns = call()
                 except ServerFault as error:
                     tries += 1
                     if error.status == 500 and tries == TRIES:
@@ -110,26 +123,34 @@ class Conductor:
             self._pace.overloaded(started, wait if asked is None else asked)
 
 
-def run(job: Job, call: Call, *, concurrency: int, patience: float, advance: Callable[[int], object]) -> None:
-    """Do what is left of the job; `advance` is told of each number of entries that is on the disk."""
-    conductor = Conductor(call, concurrency=concurrency, patience=patience)
+def run(job: Job, call: Call, *, concurrency: int, patience: float, advance: Advance) -> None:
+    """Do what is left of a job on images."""
+    conductor = Conductor(concurrency=concurrency, patience=patience)
     sources = enumerate(read(job.entries(0)))
-    start = job.done
-    for _ in zip(range(start), sources, strict=False):
+    for _ in zip(range(job.done), sources, strict=False):
         pass  # compressed archives are read through to where it goes on
-    with ThreadPoolExecutor(concurrency) as pool:
+    _keep(job, conductor, (partial(conductor.rows, call, each) for each in _chunks(sources)), advance)
+
+
+def draw(job: Job, call: Draw, *, concurrency: int, patience: float, advance: Advance) -> None:
+    """Draw the samples that a job has not yet."""
+    conductor = Conductor(concurrency=concurrency, patience=patience)
+    chunks = (range(at, min(at + ROWS, job.count)) for at in range(job.done, job.count, ROWS))
+    _keep(job, conductor, (partial(conductor.draw, call, each) for each in chunks), advance)
+
+
+def _keep(job: Job, conductor: Conductor, chunks: Iterable[Callable[[], Done]], advance: Advance) -> None:
+    """Make the requests, and keep what they give as parts, in the order of the entries."""
+    start = job.done
+    with ThreadPoolExecutor(conductor.concurrency) as pool:
         try:
-            chunks = (partial(conductor.rows, chunk) for chunk in _chunks(sources))
-            for stop, rows, failed in _gathered(ahead(pool, chunks, 2 * concurrency), start):
+            for stop, rows, failed in _gathered(ahead(pool, chunks, 2 * conductor.concurrency), start):
                 job.add(_part(start, stop, rows, failed))
                 advance(stop - start)
                 start = stop
         finally:
             conductor.stop()
             pool.shutdown(cancel_futures=True)  # after Ctrl-C only what is in flight is waited for
-
-
-Done = tuple[Rows, list[Failure]]
 
 
 def _gathered(results: Iterable[Done], start: int) -> Iterator[tuple[int, Rows, list[Failure]]]:

@@ -26,6 +26,8 @@ ROWS = 128  # images or latents of one request; more are sent as several, in ord
 RETRIES = 5
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.5, 8.0, 60.0  # seconds
 
+Answer = tuple[dict[str, NDArray[Any]], httpx.Response]  # its arrays, and the rest of it
+
 
 class Posterior(NamedTuple):
     """q(z|x) of each image: mean and logvar, float32 [n, *latent]; `model` is name@version."""
@@ -86,20 +88,20 @@ class Client:
 
     def encode(self, images: Images) -> Posterior:
         """The posterior of each image. `mean` is its embedding."""
-        parts = self._parts("/encode", bodies.image_rows(images), {"return": "mean,logvar"})
+        parts = self._of_rows("/encode", bodies.image_rows(images), {"return": "mean,logvar"})
         mean = np.concatenate([arrays["mean"] for arrays, _ in parts])
         logvar = np.concatenate([arrays["logvar"] for arrays, _ in parts])
         return Posterior(mean, logvar, _same_model(parts))
 
     def decode(self, latents: NDArray[np.floating]) -> ByteImages:
         """Images uint8 [n, h, w, c] of latents [n, *latent]."""
-        parts = self._parts("/decode", bodies.latent_rows(latents), {})
+        parts = self._of_rows("/decode", bodies.latent_rows(latents), {})
         _same_model(parts)
         return np.concatenate([arrays["images"] for arrays, _ in parts])
 
     def reconstruct(self, images: Images) -> Reconstructions:
         """Each image through encoder and decoder, and how far it comes out from what went in."""
-        parts = self._parts("/reconstruct", bodies.image_rows(images), {})
+        parts = self._of_rows("/reconstruct", bodies.image_rows(images), {})
         return Reconstructions(
             np.concatenate([arrays["images"] for arrays, _ in parts]),
             np.concatenate([arrays["error"] for arrays, _ in parts]),
@@ -111,6 +113,7 @@ class Client:
         n: int = 1,
         *,
         seed: int | None = None,
+        first: int = 0,
         temperature: float = 1.0,
         prior: str | None = None,
         label: str | int | None = None,
@@ -118,12 +121,14 @@ class Client:
     ) -> Samples:
         """`n` images from the prior. Without a seed the service makes one up and says which.
 
-        `prior`: "normal" or "mixture", None the one that the model prefers; `label`, a name or its place
-        among the model's labels, draws images of that label; `truncation` cuts the noise off at so many
-        deviations.
+        `first` begins at that image of the seed: `sample(2, seed=7, first=5)` are the last two of
+        `sample(7, seed=7)`. `prior`: "normal" or "mixture", None the one that the model prefers; `label`, a
+        name or its place among the model's labels, draws images of that label; `truncation` cuts the noise
+        off at so many deviations.
         """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
         asked = {
-            "n": n,
             "temperature": temperature,
             "seed": seed,
             "prior": prior,
@@ -131,15 +136,33 @@ class Client:
             "truncation": truncation,
         }
         query = {name: value for name, value in asked.items() if value is not None}
-        response = self._request("/sample", None, query, NPZ)
-        arrays = _arrays(response)
-        return Samples(arrays["images"], int(response.headers["X-Seed"]), response.headers["X-Model"])
 
-    def score(self, images: Images, *, k: int | None = None, seed: int | None = None) -> Scores:
-        """How well the model explains each image, and how unusual that is; `k`: also the bound."""
+        def ask(rows: range) -> httpx.Response:
+            cut = {"n": len(rows)} | _from(first + rows.start)
+            response = self._request("/sample", None, query | cut, NPZ)
+            query["seed"] = int(response.headers["X-Seed"])  # one for all of the requests
+            return response
+
+        parts = self._parts(n, ask)
+        images = np.concatenate([arrays["images"] for arrays, _ in parts])
+        return Samples(images, int(parts[0][1].headers["X-Seed"]), _same_model(parts))
+
+    def score(
+        self, images: Images, *, k: int | None = None, seed: int | None = None, first: int = 0
+    ) -> Scores:
+        """How well the model explains each image, and how unusual that is; `k`: also the bound.
+
+        The noise is that of the rows of `seed` from `first` on, one for each image.
+        """
         seed = random.getrandbits(32) if seed is None else seed  # one for all of the requests
         query = {"seed": seed} | ({} if k is None else {"k": k})
-        parts = self._parts("/score", bodies.image_rows(images), query)
+        rows = bodies.image_rows(images)
+
+        def ask(part: range) -> httpx.Response:
+            drawn = query | _from(first + part.start)
+            return self._send("/score", rows[part.start : part.stop], drawn, NPZ)
+
+        parts = self._parts(len(rows), ask)
         found = {name: np.concatenate([arrays[name] for arrays, _ in parts]) for name in parts[0][0]}
         return Scores(
             **{name: found[name] for name in ("elbo", "distortion", "rate", "log_prior", "error")},
@@ -227,22 +250,27 @@ class Client:
     ) -> None:
         self.close()
 
-    def _parts(
-        self, route: str, rows: Rows, query: Mapping[str, Any]
-    ) -> list[tuple[dict[str, NDArray[Any]], httpx.Response]]:
-        """The answers for all rows, in their order; requests that are too large are sent in halves."""
-        done, parts = 0, []
-        while done < len(rows):
-            part = rows[done : done + min(self._rows, ROWS)]
+    def _of_rows(self, route: str, rows: Rows, query: Mapping[str, Any]) -> list[Answer]:
+        """The answers for all of these images or latents."""
+        return self._parts(
+            len(rows), lambda part: self._send(route, rows[part.start : part.stop], query, NPZ)
+        )
+
+    def _parts(self, total: int, ask: Callable[[range], httpx.Response]) -> list[Answer]:
+        """The answers for so many rows, in their order; requests that are too large are sent in halves."""
+        done = 0
+        parts: list[Answer] = []
+        while done < total:
+            part = range(done, min(done + min(self._rows, ROWS), total))
             try:
-                response = self._send(route, part, query, NPZ)
+                response = ask(part)
             except BadRequest as error:
                 if error.status != 413 or len(part) == 1:
                     raise
                 self._rows = min(self._rows, len(part) // 2)
             else:
                 parts.append((_arrays(response), response))
-                done += len(part)
+                done = part.stop
         return parts
 
     def _send(self, route: str, rows: Rows, query: Mapping[str, Any], accept: str) -> httpx.Response:
@@ -284,6 +312,11 @@ class Client:
             if attempt < self._retries:
                 self._sleep(wait)
         raise failure
+
+
+def _from(first: int) -> dict[str, int]:
+    """The option that says where to begin; the beginning need not be said."""
+    return {"first": first} if first else {}
 
 
 def _points(points: Points) -> Rows:

@@ -2,29 +2,31 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from client import bulk, tables
-from client.bulk import Call
+from client import bulk, drawn, tables
 from client.client import Client
 from client.errors import ClientError
 from client.job import Columns, Job, Task, opened, whole
 from client.picture import png
-from client.sources import SUFFIXES, find
+from client.sources import SUFFIXES, Entry, find
 
 SHOWN = 20  # failures that are printed; the side file has all
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What the user typed. The methods return how many images failed."""
+    """What the user typed. The methods that take images return how many of them failed."""
 
     command: str
     sources: list[str]
@@ -34,20 +36,30 @@ class Collection:
     model: str | None  # name or name@version; None: the service's default
     concurrency: int
     patience: float  # seconds
+    options: dict[str, Any] = field(default_factory=dict)  # of this command alone; None: not said
 
     def embed(self) -> int:
         """mean and logvar of each image."""
 
-        def call(client: Client, files: Sequence[bytes]) -> Columns:
+        def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
             posterior = client.encode(files)
             return {"mean": posterior.mean, "logvar": posterior.logvar}
 
         return self._run(call, main="mean")
 
+    def judge(self) -> int:
+        """How well the model explains each image, and how unusual that is."""
+
+        def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
+            found = client.score(files, k=self.options["k"], seed=job.seed, first=first)
+            return found.columns()
+
+        return self._run(call, main="elbo")
+
     def rebuild(self) -> int:
         """The reconstruction of each image, and its mean squared error, which is printed too."""
 
-        def call(client: Client, files: Sequence[bytes]) -> Columns:
+        def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
             again = client.reconstruct(files)
             return {"images": again.images, "error": again.error.astype(np.float32)}
 
@@ -58,33 +70,55 @@ class Collection:
 
         return self._run(call, main="images", tell=tell)
 
+    def draw(self, n: int) -> None:
+        """`n` samples. Which ones does not depend on how they are cut into requests."""
+        drawn.check(self.output, 0 if self._folder.exists() else n)
+        asked = {name: value for name, value in self.options.items() if name not in ("n", "seed")}
+        with self._opened(n) as job:
+
+            def call(client: Client, rows: range) -> Columns:
+                found = client.sample(len(rows), seed=job.seed, first=rows.start, **asked)
+                return {"images": found.images}
+
+            self._ask(job, lambda client, **how: bulk.draw(job, partial(call, client), **how))
+            drawn.merge(job, self.output)
+            job.remove()
+        print(f"{self.output}: {job.count:,} images, seed {job.seed}, {job.model}")
+
     def _run(
         self,
-        call: Callable[[Client, Sequence[bytes]], Columns],
+        call: Callable[[Client, Job, int, Sequence[bytes]], Columns],
         *,
         main: str,
         tell: Callable[[Job], None] | None = None,
     ) -> int:
         if self.output.suffix.lower() == ".parquet":
             tables.check_parquet()
-        if not self.output.parent.is_dir():
-            raise FileNotFoundError(f"No such file or directory: {self.output.parent}")
-        folder = self.output.with_name(f"{self.output.name}.parts")
-        task = Task(self.command, self.sources, {"model": self.model})
-        with opened(folder, task, find(self.sources), self._reference) as job:
+        with self._opened(find(self.sources)) as job:
             if job.count:
-                self._ask(job, call)
+                self._ask(job, lambda client, **how: bulk.run(job, partial(call, client, job), **how))
                 rows, failed = self._write(job, main)
                 if tell:
                     tell(job)
-                model, count = job.model, job.count
             job.remove()
         if not job.count:
             raise ClientError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(self.sources)}")
-        self._report(rows, count, failed, model)
+        self._report(rows, job.count, failed, job.model)
         return failed
 
-    def _ask(self, job: Job, call: Callable[[Client, Sequence[bytes]], Columns]) -> None:
+    @property
+    def _folder(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.parts")
+
+    @contextmanager
+    def _opened(self, found: Iterable[Entry] | int) -> Iterator[Job]:
+        if not self.output.parent.is_dir():
+            raise FileNotFoundError(f"No such file or directory: {self.output.parent}")
+        task = Task(self.command, self.sources, {"model": self.model, **self.options})
+        with opened(self._folder, task, found, self._reference) as job:
+            yield job
+
+    def _ask(self, job: Job, run: Callable[..., None]) -> None:
         """Everything that has no result yet, with a bar on a terminal."""
         console = Console(stderr=True)
         if job.done:
@@ -109,8 +143,7 @@ class Collection:
                 speed = progress.tasks[0].speed
                 progress.update(bar, rate=f"{speed:,.0f} images/s" if speed else "")
 
-            asked: Call = lambda files: call(client, files)  # noqa: E731
-            bulk.run(job, asked, concurrency=self.concurrency, patience=self.patience, advance=advance)
+            run(client, concurrency=self.concurrency, patience=self.patience, advance=advance)
 
     def _write(self, job: Job, main: str) -> tuple[int, int]:
         if self.output.suffix.lower() != ".png":

@@ -1,7 +1,7 @@
 """What a bulk job has on disk beside its output, so that it survives anything: `<output>.parts/`.
 
-    entries.jsonl              what was found, in order
-    job.json                   what was asked, and which model answers; written when the above is whole
+    entries.jsonl              what was found, in order; not there for samples, which are numbers
+    job.json                   what was asked, which model answers, and the seed; written after the above
     <first>-<last>.npz         the results of the entries [first, last), one part after the other
 
 A part is written beside its name, synced and renamed: it is there whole, or not at all. Parts are made in
@@ -11,6 +11,7 @@ of the last part says where to go on.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from client.errors import ClientError
 from client.sources import Entry
 
 FORMAT = 1
+PARTS = "??????????-??????????.npz"
 Columns = Mapping[str, NDArray[Any]]  # one row of each for each image
 
 
@@ -58,10 +60,11 @@ class Task:
 class Job:
     """The folder of a job. Open it with `opened`."""
 
-    def __init__(self, folder: Path, task: Task, model: str, count: int) -> None:
+    def __init__(self, folder: Path, task: Task, *, model: str, seed: int, count: int) -> None:
         self.folder = folder
         self.task = task
         self.model = model  # name@version: all rows come from one model, also those of a later run
+        self.seed = seed  # of what is drawn: the one that was asked for, else one made up at the beginning
         self.count = count
 
     @property
@@ -101,7 +104,7 @@ class Job:
 
     def _parts(self) -> list[tuple[int, int, Path]]:
         found: list[tuple[int, int, Path]] = []
-        for path in sorted(self.folder.glob("??????????-??????????.npz")):
+        for path in sorted(self.folder.glob(PARTS)):
             start, stop = map(int, path.stem.split("-"))
             if start != (found[-1][1] if found else 0):
                 raise ClientError(
@@ -112,10 +115,11 @@ class Job:
 
 
 @contextmanager
-def opened(folder: Path, task: Task, found: Iterable[Entry], model: Callable[[], str]) -> Iterator[Job]:
+def opened(folder: Path, task: Task, found: Iterable[Entry] | int, model: Callable[[], str]) -> Iterator[Job]:
     """The job of this folder: the one that was begun, or a new one on what is `found`, for that `model`.
 
-    ClientError if the folder belongs to another task, or another process is at it.
+    `found` is entries, or how many there are where each is only a number. ClientError if the folder belongs
+    to another task, or another process is at it. If there is no part yet when it ends, nothing stays behind.
     """
     shutil.rmtree(folder.with_suffix(".removed"), ignore_errors=True)
     folder.mkdir(exist_ok=True)
@@ -123,8 +127,12 @@ def opened(folder: Path, task: Task, found: Iterable[Entry], model: Callable[[],
         path = folder / "job.json"
         if not path.exists():
             try:
-                content = {"format": FORMAT, **asdict(task), "model": model()}
-                content["count"] = _write_down(found, folder / "entries.jsonl")
+                asked = task.options.get("seed")
+                seed = secrets.randbits(32) if asked is None else asked
+                content = {"format": FORMAT, **asdict(task), "model": model(), "seed": seed}
+                if not isinstance(found, int):
+                    found = _write_down(found, folder / "entries.jsonl")
+                content["count"] = found
                 with whole(path) as file:
                     file.write(json.dumps(content, indent=1).encode())
             except BaseException:
@@ -139,7 +147,12 @@ def opened(folder: Path, task: Task, found: Iterable[Entry], model: Callable[[],
             )
         for half in folder.glob("*.new"):
             half.unlink()
-        yield Job(folder, task, record["model"], record["count"])
+        try:
+            yield Job(folder, task, model=record["model"], seed=record.get("seed", 0), count=record["count"])
+        except BaseException:
+            if not any(folder.glob(PARTS)):  # perhaps there is a mistake in the command: begin anew
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 @contextmanager

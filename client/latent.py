@@ -1,6 +1,6 @@
 """What the latent routes answer, as arrays."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,20 @@ class Scores(NamedTuple):
     iwae: Floats | None
     seed: int
     model: str
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What there is for each image, by the names that the service gives it; p_value first."""
+        named: dict[str, Floats | None] = {
+            "p_value": self.p_value,
+            "elbo": self.elbo,
+            "distortion": self.distortion,
+            "rate": self.rate,
+            "log_prior": self.log_prior,
+            "error": self.error,
+            "iwae": self.iwae,
+            **{f"p_{name}": p for name, p in self.p_values.items()},
+        }
+        return {name: column for name, column in named.items() if column is not None}
 
 
 class Traversal(NamedTuple):

@@ -83,11 +83,11 @@ def _npz(job: Job, output: Path, main: str) -> int:
         longest = max(longest, *map(len, names))
     text = np.dtype(f"<U{longest}")
     with whole(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        _member(archive, "path", text, (rows,), (np.array(names, text) for names, _ in named(job, ())))
-        _member(archive, "model", np.dtype(f"<U{len(job.model)}"), (), iter([np.array(job.model)]))
+        member(archive, "path", text, (rows,), (np.array(names, text) for names, _ in named(job, ())))
+        member(archive, "model", np.dtype(f"<U{len(job.model)}"), (), iter([np.array(job.model)]))
         for name, column in first.items():
             arrays = (part.columns[name] for part in job.parts([name]) if len(part.entries))
-            _member(archive, name, column.dtype, (rows, *column.shape[1:]), arrays)
+            member(archive, name, column.dtype, (rows, *column.shape[1:]), arrays)
     return rows
 
 
@@ -101,7 +101,7 @@ def _npy(job: Job, output: Path, main: str) -> int:
             file.write("".join(f"{name}\n" for name in names).encode())
     with whole(output) as file:
         arrays = (part.columns[main] for part in job.parts([main]) if len(part.entries))
-        _array(file, first.dtype, (rows, *first.shape[1:]), arrays)
+        array_of(file, first.dtype, (rows, *first.shape[1:]), arrays)
     return rows
 
 
@@ -140,18 +140,19 @@ def _parquet(job: Job, output: Path, main: str) -> int:
     return rows
 
 
-def _member(
+def member(
     archive: zipfile.ZipFile,
     name: str,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
     arrays: Iterator[NDArray[Any]],
 ) -> None:
+    """An array of an .npz, from pieces along the first axis."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-        _array(file, dtype, shape, arrays)
+        array_of(file, dtype, shape, arrays)
 
 
-def _array(
+def array_of(
     file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], arrays: Iterator[NDArray[Any]]
 ) -> None:
     """What numpy.save writes, from pieces along the first axis."""

@@ -134,9 +134,9 @@ def check_rows(service: Service, rows: int, what: str) -> None:
         )
 
 
-def draw(posterior: Posterior, seed: int) -> NDArray[np.float32]:
-    """One sample of each row's posterior, float32 [n, *latent]."""
+def draw(posterior: Posterior, seed: int, first: int = 0) -> NDArray[np.float32]:
+    """One sample of each row's posterior, float32 [n, *latent]; `first` is the first row's number."""
     mean, logvar = posterior
-    epsilon = noise(seed, range(len(mean)), mean.shape[1:])
+    epsilon = noise(seed, range(first, first + len(mean)), mean.shape[1:])
     sample: NDArray[np.float32] = mean + np.exp(logvar * np.float32(0.5)) * epsilon
     return sample

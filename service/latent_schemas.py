@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from service.schemas import IMAGES, Body, Image, Images, Latent, Options, Seed, split
+from service.schemas import IMAGES, Body, First, Image, Images, Latent, Options, Seed, split
 
 
 class MapOptions(Options):
@@ -49,6 +49,7 @@ class ScoreOptions(Options):
     """Query parameters of /score."""
 
     seed: Seed = None
+    first: First = 0
     k: int | None = Field(
         None,
         ge=1,

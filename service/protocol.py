@@ -2,10 +2,15 @@
 
 Bytes that are no HTTP, heads that are too long, and connections on which a head does not get finished reach
 no application: uvicorn itself would answer the first in text/plain, and bear with the others for ever.
+
+Who is refused before it has sent everything is still listened to for a little while, with the answer sent and
+our half of the connection closed (RFC 9112, 9.6). A socket that is closed with bytes unread is reset instead,
+which breaks the client's sending and may take the answer from it before it was read.
 """
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,6 +19,19 @@ from service.problems import MEDIA_TYPE, InvalidRequest, Problem, SlowRequest, c
 
 MAX_HEAD = 64 << 10  # bytes of a request's line and headers; proxies stop at less
 HEAD_SECONDS = 5.0  # from a head's first byte to its last
+# How much, and for how long, is still taken in of a request that is refused before it was all sent.
+LINGER_BYTES, LINGER_SECONDS = 4 << 20, 2.0
+
+
+class _Transport:
+    """A connection's transport for uvicorn, with another way to close it."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, real: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = real.write
+        self.is_closing = real.is_closing
+        self.close = close
 
 
 class Http(HttpToolsProtocol):
@@ -22,9 +40,12 @@ class Http(HttpToolsProtocol):
     _head = 0  # bytes that have come of an unfinished head
     _in_head = False
     _timer: asyncio.TimerHandle | None = None
+    _lingering = -1  # bytes that are still taken in; below 0: not refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._real = transport
+        self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
         # uvicorn closes connections that are idle after a request, but not those that are so before one.
         self._close_after(self.timeout_keep_alive)
 
@@ -33,6 +54,8 @@ class Http(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering >= 0:
+            return self._throw_away(data)
         super().data_received(data)
         if self._in_head:
             self._head += len(data)
@@ -84,7 +107,33 @@ class Http(HttpToolsProtocol):
             problem = SlowRequest(f"The headers did not come within {HEAD_SECONDS:g} s; send them at once.")
             self._refuse(problem, HTTPStatus.REQUEST_TIMEOUT)
         else:
-            self.transport.close()
+            self._real.close()
+
+    def _close(self) -> None:
+        """What uvicorn calls after the last answer of a connection, or of one that is idle."""
+        if self.cycle and self.cycle.response_complete and self.cycle.more_body:
+            self._linger()
+        else:
+            self._real.close()
+
+    def _linger(self) -> None:
+        if self._real.is_closing() or not self._real.can_write_eof():  # TLS has no half of a connection
+            return self._real.close()
+        self._lingering = LINGER_BYTES
+        self.transport.is_closing = lambda: True  # type: ignore[method-assign]  # for uvicorn it is over
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its answer would come after the end
+            self.cycle.message_event.set()
+        self._real.write_eof()  # after the answer
+        self.flow.resume_reading()
+        self._in_head = False
+        self._close_after(LINGER_SECONDS)
+
+    def _throw_away(self, data: bytes) -> None:
+        self._lingering -= len(data)
+        if self._lingering < 0:
+            self._lingering = 0
+            self._real.close()
 
     def _refuse(self, problem: Problem, status: HTTPStatus) -> None:
         self._in_head = False
@@ -100,5 +149,5 @@ class Http(HttpToolsProtocol):
             f"x-request-id: {identity}\r\n"
             "connection: close\r\n\r\n"
         )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._real.write(head.encode() + body)
+        self._linger()

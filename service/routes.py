@@ -121,7 +121,8 @@ async def reconstruct(request: Request, query: Annotated[Options, Query()]) -> R
 async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> Response:
     """New images from the model's prior.
 
-    The same seed gives the same images on every machine, and the first of n images is the one of n = 1.
+    The same seed gives the same images on every machine, and the first of n images is the one of n = 1. With
+    `first` they are the n images from there on.
     """
     media_type = wanted(request, WRITERS)
     service, options = service_of(request), query
@@ -146,7 +147,7 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
         options.n * model.manifest.latent.size,
         lambda: model.prior.sample(
             seed=seed,
-            rows=range(options.n),
+            rows=range(options.first, options.first + options.n),
             temperature=options.temperature,
             kind=options.prior,
             label=label,

@@ -56,6 +56,18 @@ Seed = Annotated[
 ]
 
 
+First = Annotated[
+    int,
+    Field(
+        ge=0,
+        lt=1 << 31,
+        description="the noise of this request's rows is that of the rows from here on of the seed: what is "
+        "drawn in several requests is then what one would have given",
+        examples=[256],
+    ),
+]
+
+
 class EncodeOptions(Options):
     """Query parameters of /encode."""
 
@@ -77,6 +89,7 @@ class SampleOptions(Options):
 
     n: int = Field(1, ge=1, description="how many images; GET /models/{name} says how many at most")
     seed: Seed = None
+    first: First = 0
     temperature: float = Field(
         1.0,
         ge=0,

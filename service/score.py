@@ -25,7 +25,7 @@ from service.served import ServedModel, Service
 LIKELIHOOD = 20
 # Of the importance-weighted bound: so many decoded images for each that /sample may give, in runs of so many.
 SAMPLES, RUN = 16, 64
-# Its noise is not that of the ELBO, whose row is the image's number.
+# Its noise is not that of the ELBO, whose row is the image's number: less than this.
 FIRST_ROW = 1 << 32
 
 
@@ -40,10 +40,10 @@ async def score_images(request: Request, query: Annotated[ScoreOptions, Query()]
     _check(service, model, options, len(images))
     admit(len(images) * (2 + (options.k or 0)))
     seed = seed_of(options.seed)
-    found, posterior, again = await scores_of(service, model, images, seed)
+    found, posterior, again = await scores_of(service, model, images, seed, options.first)
     arrays: dict[str, NDArray[Any]] = {"elbo": found.elbo} | found._asdict()
     if options.k:
-        arrays["iwae"] = await _bound(service, model, images, posterior, options.k, seed)
+        arrays["iwae"] = await _bound(service, model, images, posterior, options.k, seed, options.first)
     fields: dict[str, Any] = {}
     if model.calibration:
         p_values = model.calibration.p_values(found)
@@ -60,11 +60,14 @@ async def score_images(request: Request, query: Annotated[ScoreOptions, Query()]
 
 
 async def scores_of(
-    service: Service, model: ServedModel, images: ByteImages, seed: int
+    service: Service, model: ServedModel, images: ByteImages, seed: int, first: int = 0
 ) -> tuple[Scores, Posterior, ByteImages]:
-    """The scores of the images, their posteriors, and their reconstructions; `seed` draws one z of each."""
+    """The scores of the images, their posteriors, and their reconstructions.
+
+    One z of each is drawn with the noise of the rows of `seed` from `first` on.
+    """
     posterior = await model.encode(images)
-    z = await service.run(posterior.mean.size, partial(draw, posterior, seed))
+    z = await service.run(posterior.mean.size, partial(draw, posterior, seed, first))
     pixels, again = await asyncio.gather(model.pixels(z), model.decode(posterior.mean))
     found = await service.run(
         images.size * LIKELIHOOD,
@@ -95,7 +98,13 @@ def _check(service: Service, model: ServedModel, options: ScoreOptions, n: int) 
 
 
 async def _bound(
-    service: Service, model: ServedModel, images: ByteImages, posterior: Posterior, k: int, seed: int
+    service: Service,
+    model: ServedModel,
+    images: ByteImages,
+    posterior: Posterior,
+    k: int,
+    seed: int,
+    first: int,
 ) -> NDArray[np.float64]:
     """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z of each image's posterior, in nats, float64 [n]."""
     mean, logvar = posterior
@@ -103,7 +112,8 @@ async def _bound(
     for start in range(0, len(images) * k, RUN):
         stop = min(start + RUN, len(images) * k)
         row = np.arange(start, stop) // k
-        epsilon = noise(seed, range(FIRST_ROW + start, FIRST_ROW + stop), mean.shape[1:])
+        begin = FIRST_ROW + first * k
+        epsilon = noise(seed, range(begin + start, begin + stop), mean.shape[1:])
         z = mean[row] + np.exp(logvar[row] * np.float32(0.5)) * epsilon
         pixels = await model.pixels(z)
         weigh = partial(log_weights, model.manifest, images[row], (mean[row], logvar[row]), z, pixels)

@@ -26,10 +26,10 @@ from service.problems import NotReady
 from service.protocol import Http
 from service.served import Service
 from service.settings import GRACE, Settings
+from service.watchdog import STUCK, watching
 
 # Load balancers keep idle connections for 60 s; who closes first must be them, or a request gets lost.
 KEEP_ALIVE = 75
-STUCK = 4  # exit status, beside uvicorn's 3 for what could not start
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Server(uvicorn.Server):
         self.service: Service = app.state.service
         self._drain_seconds = settings.drain_seconds
         self._drained: float | None = None  # when the waiting is over
+        self._beats = 0  # of the event loop
         self.replaceable = False  # whether another process takes the place of this one when it ends
         # Makes what takes the connections, where uvicorn's own way would not be fair to other workers.
         self.accepting: Callable[[Callable[[], int], Connect], Acceptor] | None = None
@@ -94,8 +95,13 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         self.should_exit = True
 
+    async def main_loop(self) -> None:
+        with watching(lambda: self._beats, self.service.settings.stuck_after):
+            await super().main_loop()
+
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
+        self._beats += 1
         if self._drained is not None and monotonic() >= self._drained:
             self.stop()
         if self._acceptor:

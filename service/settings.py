@@ -152,7 +152,8 @@ class Settings(BaseSettings):
         60,
         gt=0,
         description="seconds that one batch may take before /healthz and /readyz answer 503, so that "
-        "whatever watches over this process starts it anew",
+        "whatever watches over this process starts it anew; or that the event loop may hang before the "
+        "process ends with status 4",
     )
     poll: float = Field(
         5,

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import tarfile
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from client.__main__ import app
 from client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
 from client.job import Failure, Part, Task, opened
 from client.pace import Pace
+from client.picture import png as as_png
 from client.sources import Entry, find, read
 
 rng = np.random.default_rng(0)
@@ -138,23 +141,23 @@ def test_nobody_asks_before_the_service_said_so_and_no_more_than_it_takes():
 def test_a_request_is_repeated_until_it_succeeds(failure):
     failures = [failure] * 3
 
-    def call(files):
+    def call(first, files):
         if failures:
             raise failures.pop()
         return {"mean": np.zeros((len(files), 1))}
 
-    rows, failed = bulk.Conductor(call, concurrency=2, patience=60).rows(sources(3))
+    rows, failed = bulk.Conductor(concurrency=2, patience=60).rows(call, sources(3))
     assert [indices for indices, _ in rows] == [[0, 1, 2]]
     assert not failed
     assert not failures
 
 
 def test_patience_ends():
-    def call(files):
+    def call(first, files):
         raise overloaded(0.01)
 
     with pytest.raises(Overloaded):
-        bulk.Conductor(call, concurrency=2, patience=0.05).rows(sources(3))
+        bulk.Conductor(concurrency=2, patience=0.05).rows(call, sources(3))
 
 
 def sources(count):
@@ -167,15 +170,16 @@ def test_files_that_are_refused_cost_the_others_nothing(pointing):
     bad = {b"3", b"4", b"90", b"127"}
     requests = []
 
-    def call(files):
+    def call(first, files):
         requests.append(len(files))
+        assert first == int(files[0])
         at = next((at for at, file in enumerate(files) if file in bad), None)
         if at is not None:
             errors = [{"pointer": f"/images/{at}"}] if pointing else []
             raise BadRequest(422, "bad-image", "is broken", "id", errors)
         return {"mean": np.array([[float(file)] for file in files])}
 
-    rows, failed = bulk.Conductor(call, concurrency=1, patience=60).rows(sources(128))
+    rows, failed = bulk.Conductor(concurrency=1, patience=60).rows(call, sources(128))
     assert sorted(each.entry for each in failed) == [3, 4, 90, 127]
     done = {
         i: value[0] for indices, columns in rows for i, value in zip(indices, columns["mean"], strict=True)
@@ -186,11 +190,11 @@ def test_files_that_are_refused_cost_the_others_nothing(pointing):
 
 @pytest.mark.parametrize(("status", "kind"), [(401, BadRequest), (409, BadRequest), (500, ServerFault)])
 def test_what_no_file_is_to_blame_for_ends_the_job(status, kind):
-    def call(files):
+    def call(first, files):
         raise kind(status, "slug", "says no", "id", [])
 
     with pytest.raises(kind, match="says no"):
-        bulk.Conductor(call, concurrency=1, patience=0).rows(sources(4))
+        bulk.Conductor(concurrency=1, patience=0).rows(call, sources(4))
 
 
 def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole, tmp_path, monkeypatch):
@@ -224,7 +228,7 @@ def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole
 def test_killed_again_and_again_it_ends_with_everything_once(folder, service, whole, tmp_path):
     chance = random.Random()
     moments = [after_parts(chance.randrange(1, 3)), after_parts(chance.randrange(3, 5)), while_merging]
-    done = kill_and_repeat(service, folder, tmp_path / "e.npz", moments, part_rows=128)
+    done = kill_and_repeat(service, ["encode", folder], tmp_path / "e.npz", moments, part_rows=128)
     assert done
     compare(tmp_path / "e.npz", whole)
     assert list(tmp_path.iterdir()) == [tmp_path / "e.npz"]
@@ -232,8 +236,6 @@ def test_killed_again_and_again_it_ends_with_everything_once(folder, service, wh
 
 def test_it_goes_on_with_what_was_found_first(folder, service, tmp_path, monkeypatch):
     """Neither new files nor an error in between change what the job is about."""
-    import shutil
-
     photos = shutil.copytree(folder / "0", tmp_path / "photos")
     monkeypatch.setattr("client.bulk.PART_ROWS", 128)
     calls = iter(range(100))
@@ -292,7 +294,6 @@ def test_a_hole_in_the_parts_is_not_taken_for_done(tmp_path):
 
 def test_parquet_opens_in_duckdb_and_pandas(folder, service, whole, tmp_path):
     import duckdb
-    import pandas as pd
     import pyarrow.parquet as pq
 
     output = tmp_path / "e.parquet"
@@ -324,6 +325,125 @@ def test_latents_of_any_shape_in_every_format(service, folder, tmp_path):
     assert mean.shape == (10, 2, 3)
     np.testing.assert_allclose(np.load(tmp_path / "e.npy"), mean, atol=1e-5)
     assert (tmp_path / "e.npy.paths.txt").read_text().splitlines()[3] == f"{folder}/0/0003.png"
+
+
+def test_scores_of_a_collection_are_those_of_one_request(folder, service, client, tmp_path):
+    """However it is cut, and though an image in the middle is broken: image r has the noise of row r."""
+    photos = tmp_path / "photos"
+    shutil.copytree(folder / "0", photos)
+    (photos / "0130.png").write_bytes(b"broken")
+    arguments = ("score", photos, "-k", 2, "--seed", 7, "--concurrency", 3)
+    assert run(service, *arguments, "-o", tmp_path / "s.npz").exit_code == 3
+    assert run(service, *arguments, "-o", tmp_path / "s.parquet").exit_code == 3
+    alone = client.score([photos / "0131.png"], k=2, seed=7, first=131)
+    files = [path for path in sorted(photos.iterdir()) if path.name != "0130.png"]
+    with np.load(tmp_path / "s.npz") as archive:
+        found = dict(archive)
+    assert list(found.pop("path")) == [str(path) for path in files]
+    assert str(found.pop("model")) == "tiny@1"
+    assert {"p_value", "p_elbo", "elbo", "distortion", "rate", "log_prior", "error", "iwae"} <= set(found)
+    for name, column in alone.columns().items():
+        np.testing.assert_allclose(found[name][130], column[0], rtol=1e-4, err_msg=name)
+    whole = client.score(files[:130], k=2, seed=7)
+    np.testing.assert_allclose(found["iwae"][:130], whole.iwae, rtol=1e-4)
+    assert len(set(np.diff(found["iwae"][:130]))) > 1
+    frame = pd.read_parquet(tmp_path / "s.parquet")
+    np.testing.assert_allclose(frame["elbo"], found["elbo"], rtol=1e-4)
+    (line,) = (tmp_path / "s.npz.failed.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(photos / "0130.png")
+
+
+# --- samples ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(service):
+    """Images 0 to 599 of seed 7, in requests that are cut otherwise than the command cuts them."""
+    with Client(service) as client:
+        pieces = [client.sample(n, seed=7, first=first).images for n, first in ((1, 0), (90, 1), (509, 91))]
+    return np.concatenate(pieces)
+
+
+def test_samples_in_every_format_are_those_of_the_seed(service, drawn, tmp_path):
+    with Image.open(io.BytesIO(as_png(drawn))) as sheet:
+        expected = np.asarray(sheet)
+    for name in ("s.npz", "s.npy", "s", "s.png"):
+        result = run(service, "sample", "-n", 600, "--seed", 7, "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert "600 images, seed 7, tiny@1" in result.output
+    with np.load(tmp_path / "s.npz") as archive:
+        assert (int(archive["seed"]), str(archive["model"])) == (7, "tiny@1")
+        assert_same_pixels(archive["images"], drawn)
+    assert_same_pixels(np.load(tmp_path / "s.npy"), drawn)
+    names = sorted(path.name for path in (tmp_path / "s").iterdir())
+    assert names == [f"{row:08d}.png" for row in range(600)]
+    for row in (0, 127, 128, 599):
+        with Image.open(tmp_path / "s" / names[row]) as image:
+            assert_same_pixels(np.asarray(image)[..., None], drawn[row])
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert_same_pixels(np.asarray(sheet), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.npy", "s.npz", "s.png"]
+
+
+def assert_same_pixels(found, expected):
+    """Up to one grey level: a sum may be rounded otherwise in another batch."""
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["s.npy", "s"])
+def test_samples_killed_again_and_again_are_those_of_the_seed(service, drawn, tmp_path, name):
+    moments = [after_parts(1), after_parts(3), while_drawing]
+    sample = ["sample", "-n", "600", "--seed", "7"]
+    assert kill_and_repeat(service, sample, tmp_path / name, moments, part_rows=128)
+    if name == "s":
+        files = sorted((tmp_path / "s").iterdir())
+        images = np.stack([np.asarray(Image.open(file))[..., None] for file in files])
+    else:
+        images = np.load(tmp_path / name)
+    assert_same_pixels(images, drawn)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def while_drawing(parts):
+    """The output is being written."""
+    return while_merging(parts) or (parts / "images").exists()
+
+
+def test_a_seed_that_is_made_up_is_kept(service, tmp_path, monkeypatch):
+    monkeypatch.setattr("client.bulk.PART_ROWS", 128)
+    sample, calls = Client.sample, iter(range(100))
+
+    def fail_later(client, *arguments, **options):
+        if next(calls) == 1:
+            raise BadRequest(401, "unauthorized", "the key was taken away", "id", [])
+        return sample(client, *arguments, **options)
+
+    monkeypatch.setattr(Client, "sample", fail_later)
+    arguments = ("sample", "-n", 300, "-o", tmp_path / "s.npz", "--concurrency", 1)
+    assert run(service, *arguments).exit_code == 1
+    result = run(service, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "going on at 128 of 300" in result.output
+    with np.load(tmp_path / "s.npz") as archive, Client(service) as client:
+        assert_same_pixels(archive["images"], client.sample(300, seed=int(archive["seed"])).images)
+
+
+def test_samples_never_go_into_a_folder_that_has_something(service, tmp_path):
+    (tmp_path / "s").mkdir()
+    assert run(service, "sample", "-n", 2, "-o", tmp_path / "s").exit_code == 0
+    result = run(service, "sample", "-n", 2, "-o", tmp_path / "s")
+    assert result.exit_code == 1
+    assert "is not an empty folder" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+
+
+def test_a_mistake_in_a_command_leaves_no_job(service, tmp_path):
+    result = run(service, "sample", "-n", 2, "--label", "cat", "-o", tmp_path / "s.npy")
+    assert result.exit_code == 1
+    assert "cannot sample by label" in result.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_collection_of_nothing_but_broken_files_has_no_output(service, tmp_path):

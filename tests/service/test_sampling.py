@@ -109,3 +109,29 @@ def test_the_client_asks_for_prior_and_label(url, repository):
         np.testing.assert_array_equal(normal, engine.decode(noise(1, range(3), (4,))))
         with pytest.raises(BadRequest, match="cannot sample the label 'horse'"):
             client.sample(label="horse")
+
+
+@pytest.mark.parametrize("query", ["prior=normal", "prior=mixture", "label=dog", "temperature=0.5"])
+def test_a_row_of_a_seed_is_the_same_however_it_is_asked_for(url, query):
+    def latents(n, first):
+        answer = httpx.get(f"{url}/sample?{query}&return=latents&seed=7&n={n}&first={first}", timeout=60)
+        return np.array(answer.json()["latents"])
+
+    whole = latents(6, 0)
+    np.testing.assert_array_equal(np.concatenate([latents(2, 0), latents(1, 2), latents(3, 3)]), whole)
+    assert len(np.unique(whole, axis=0)) == 6
+    assert latents(1, (1 << 31) - 1).shape == (1, 4)
+
+
+def test_the_first_row_is_a_number_that_there_can_be(url):
+    for first in ("-1", "x", str(1 << 31)):
+        answer = httpx.get(f"{url}/sample?first={first}", timeout=60)
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["pointer"] == "/first"
+
+
+def test_another_part_of_a_seed_has_another_tag(url):
+    tags = [
+        httpx.get(f"{url}/sample?seed=7&first={first}", timeout=60).headers["ETag"] for first in (0, 1, 1)
+    ]
+    assert tags[0] != tags[1] == tags[2]

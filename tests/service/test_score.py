@@ -118,3 +118,16 @@ def test_what_a_model_lacks_is_left_out_or_refused(plain, images):
 def test_too_many_samples_are_refused(http, images):
     answer = http.post("/score?k=1000", content=npy(images), headers=NPY)
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/too-large")
+
+
+def test_the_noise_of_an_image_is_that_of_its_row_in_any_request(http, tiny, images):
+    """In pieces, with `first`, the figures are those of one request; without, an image has other noise."""
+
+    def score(first, stop, query):
+        sent = {"content": npy(images[first:stop]), "headers": NPY}
+        return http.post(f"/score?seed=7&k=3{query}", **sent).json()
+
+    whole, tail, other = score(0, 5, ""), score(3, 5, "&first=3"), score(3, 5, "")
+    for name in ("elbo", "distortion", "iwae"):
+        np.testing.assert_allclose(tail[name], whole[name][3:], rtol=1e-4)
+        assert not np.allclose(other[name], tail[name], rtol=1e-4)
