@@ -29,11 +29,11 @@ Floats = NDArray[np.floating]
 
 
 def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: Say) -> dict[str, Metric]:
-    """Samples of the served prior, and of `_normal`, N(0, I), where that is another; `_reconstructions` of the
-    test images; `_real` images, which are training images, and `_restored`, the reconstructions of these; all
-    beside the test images: `frechet`, `kernel`, `precision`, `recall`, `density` and `coverage` in features of
-    a classifier trained on the training labels, whose accuracy is `classifier`; `nearest` and `duplicates` in
-    pixels (none `nearest_restored`: it would be their own error). Nothing where there are no labels.
+    """Samples of the served prior, and of `_normal`, N(0, I), where that is another; `_reconstructions` of
+    the test images; `_real` images, which are training images, and `_restored`, the reconstructions of these;
+    all beside the test images: `frechet`, `kernel`, `precision`, `recall`, `density` and `coverage` in the
+    features of a classifier of the training labels, with accuracy `classifier`; `nearest` and `duplicates`
+    in pixels (no `nearest_restored`: it would be their own error). Nothing where there are no labels.
 
     `means`: the posterior means of the test images, float32 [n, *latent].
     """
