@@ -1,11 +1,14 @@
 """How good our defaults are beside other packages' losses and simple baselines: digits, one run, one table.
 
     python -m benchmarks.quality            # five splits of scikit-learn's digits, about five minutes
+    python -m benchmarks.quality --pythae /somewhere/bin/python     # an environment with torch and pythae
 
 Each split gets the same network, batch, number of steps and seed with each loss:
 
 - ours: `vae-train fit` as it comes (Gaussian with the optimal σ, KL warm-up, averaged weights, cosine).
 - pythae: ½ Σ(x − x̂)² + KL, its default: a Gaussian with σ = 1. Adam, 1e-3.
+- pythae itself, where it is given: its VAE, trainer and mixture sampler (`FD GMM` is of its 10-component
+  sampler) as they come (batches of 64, 1e-4), and with our batch and 1e-3; as many epochs as ours.
 - PyTorch-VAE: mean (x − x̂)² + 0.00025 KL: a Gaussian whose σ² is 0.008 on 64 pixels. Adam, 1e-3.
 
 NLL is the importance-weighted bound (k = 200) under N(0, I) of the 17 grey levels, σ measured on validation
@@ -17,7 +20,10 @@ training labels: `N` of samples of N(0, I), `GMM` of those of a mixture fitted t
 import argparse
 import copy
 import dataclasses
+import json
 import math
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -89,14 +95,43 @@ def other(loss: Loss, images: data.Images, config: TrainConfig) -> VAE:
     return kept.eval()
 
 
+def pythae_itself(
+    python: str, images: data.Images, config: TrainConfig, settings: dict[str, float]
+) -> tuple[VAE, data.ByteImages]:
+    """What pythae's trainer with these settings makes of the network, and as many samples of its mixture as
+    there are test images."""
+    parts = {part: _float(images.pixels[getattr(images.split, part)]) for part in ("train", "validation")}
+    with tempfile.TemporaryDirectory() as folder:
+        given, left = Path(folder) / "in.npz", Path(folder) / "out.pt"
+        arrays = {part: pixels.numpy() for part, pixels in parts.items()}
+        words = {"config": config.to_json(), "settings": json.dumps(settings)}
+        np.savez(given, **arrays, **words, count=len(images.split.test))  # type: ignore[arg-type]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
+        command = [python, "-m", "benchmarks.peers.pythae_vae", str(given), str(left)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"pythae ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+        tensors = torch.load(left, weights_only=True)
+    network = networks.build(config)
+    network.encoder.load_state_dict(tensors["encoder"])
+    network.decoder.load_state_dict(tensors["decoder"])
+    return network.eval(), _bytes(tensors["samples"].permute(0, 2, 3, 1).numpy())
+
+
 def _seen(network: VAE, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Posterior]:
     logits, posterior = network(images, eps)
     return logits, images, posterior
 
 
 @torch.no_grad()
-def figures(network: VAE, images: data.Images, judge: classifier.Classifier, seed: int) -> dict[str, float]:
-    """What stands in the table, of the test images."""
+def figures(
+    network: VAE,
+    images: data.Images,
+    judge: classifier.Classifier,
+    seed: int,
+    drawn: data.ByteImages | None = None,
+) -> dict[str, float]:
+    """What stands in the table, of the test images. `drawn`: samples of another mixture than ours."""
     parts = {part: images.pixels[rows] for part, rows in dataclasses.asdict(images.split).items()}
     posteriors = {part: network.encoder(_float(pixels)) for part, pixels in parts.items()}
     codes = {part: posterior.mean.numpy() for part, posterior in posteriors.items()}
@@ -115,8 +150,10 @@ def figures(network: VAE, images: data.Images, judge: classifier.Classifier, see
     real = classifier.features(judge, test)
     distance = {}
     for name, prior in (("N", Prior((d,))), ("GMM", Prior((d,), mixture))):
-        drawn = np.rint(_pixels(network, prior.sample(seed=seed, rows=range(n))) * 255).astype(np.uint8)
-        distance[f"FD {name}"] = samples.frechet(real, classifier.features(judge, drawn))
+        made = _bytes(_pixels(network, prior.sample(seed=seed, rows=range(n))))
+        if name == "GMM" and drawn is not None:
+            made = drawn
+        distance[f"FD {name}"] = samples.frechet(real, classifier.features(judge, made))
     restored = _pixels(network, codes["test"])
     return {
         "NLL": nll(network, test, posteriors["test"], scale, images.levels),
@@ -180,6 +217,7 @@ def pca_figures(images: data.Images, components: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Our defaults beside other losses, on digits.")
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--pythae", metavar="PYTHON", help="of an environment with pythae; without: its loss")
     parser.add_argument("--epochs", type=int, help="default: as `vae-train fit`")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of ours' config")
     arguments = parser.parse_args()
@@ -202,6 +240,11 @@ def main() -> None:
         rows["ours"] = figures(ours(images, config), images, judge, seed)
         for name, loss in (("pythae's loss", pythae), ("PyTorch-VAE's loss", pytorch_vae)):
             rows[name] = figures(other(loss, images, config), images, judge, seed)
+        if arguments.pythae:
+            faster = {"per_device_train_batch_size": config.batch, "learning_rate": 1e-3}
+            for name, settings in (("pythae as it comes", {}), ("pythae, 1e-3", faster)):
+                network, drawn = pythae_itself(arguments.pythae, images, config, settings)
+                rows[name] = figures(network, images, judge, seed, drawn)
         for name, row in rows.items():
             found.setdefault(name, []).append(row)
             print(
@@ -245,6 +288,10 @@ def _pixels(network: VAE, z: Floats) -> NDArray[np.float32]:
         torch.sigmoid(network.decoder(torch.from_numpy(z))).permute(0, 2, 3, 1).numpy()
     )
     return decoded
+
+
+def _bytes(pixels: NDArray[np.float32]) -> data.ByteImages:
+    return np.rint(pixels * 255).astype(np.uint8)
 
 
 def _float(images: data.ByteImages) -> Tensor:

@@ -1,5 +1,7 @@
 """Figures of samples, against closed forms and sums written out; and what they say of a real model."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,39 @@ def test_a_real_model_s_samples_are_beside_reconstructions_and_real_images(expor
     assert values["coverage_real"] > 0.8 > values["coverage"]
     assert values["duplicates_real"] < 0.05
     assert {"kernel", "precision", "recall", "density", "nearest", "frechet_normal"} <= set(values)
+    assert "nearest_restored" not in values
+
+
+class Perfect:
+    """An engine that restores every image exactly, and samples blank ones."""
+
+    manifest = SimpleNamespace(likelihood=None)
+
+    class prior:
+        kinds = ("normal",)
+
+        @staticmethod
+        def sample(seed, rows):
+            return np.zeros((len(rows), 64), np.float32)
+
+    def encode(self, images):
+        mean = images.reshape(len(images), -1).astype(np.float32)
+        return SimpleNamespace(mean=mean, logvar=mean)
+
+    def decode(self, z):
+        return z.reshape(-1, 8, 8, 1).astype(np.uint8)
+
+
+def test_only_the_test_images_own_reconstructions_can_come_nearer_than_real_images(digits):
+    """With a perfect decoder they are at distance 0, where nothing that was drawn anew can be; training
+    images are restored as what they are, so theirs are as far as real images."""
+    means = digits.pixels[digits.split.test].reshape(len(digits.split.test), -1).astype(np.float32)
+    found = samples.sample_quality(Perfect(), digits, means, 0, lambda text: None)
+    values = {key: metric.value for key, metric in found.items()}
+    assert values["frechet_reconstructions"] == pytest.approx(0, abs=1e-6)
+    assert values["frechet_real"] > 1
+    for name in ("frechet", "kernel", "precision", "recall", "density", "coverage", "duplicates"):
+        assert values[f"{name}_restored"] == values[f"{name}_real"], name
 
 
 def test_without_labels_there_are_no_figures(exported, digits):

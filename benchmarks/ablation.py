@@ -1,0 +1,147 @@
+"""What each of our choices is worth: one thing changed at a time, digits, several seeds, one table.
+
+    python -m benchmarks.ablation           # three seeds, the epochs of `vae-train fit`
+
+Every row is `vae-train fit` with one difference; seeds decide weights, order, noise and the split (80/10/10).
+ELBO (β = 1, log density of pixels in [0, 1], σ measured in training) and MSE of the test images, probe and
+5-NN on their means. The last column is the row's ELBO minus that of `as it comes`, paired by seed.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.quality import _mean, split
+from training import checkpoint, data, metrics, networks, objective, trainer
+from training.batches import Pixels
+from training.config import TrainConfig, resolve
+from training.networks import VAE, Residual
+from training.progress import Silent
+from training.validation import evaluate
+
+FIGURES = ("ELBO", "rate", "MSE", "probe", "5-NN")
+
+
+class NormedResidual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with GroupNorm of 8 channels a group."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(max(channels // 8, 1), channels) for _ in range(2))
+        self.plain = Residual(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.plain.first(nn.functional.silu(self.norms[0](x)))
+        last: Tensor = self.plain.last(nn.functional.silu(self.norms[1](inner)))
+        return x + last
+
+
+def with_norms(config: TrainConfig) -> VAE:
+    """The network with a normalised block in place of every residual one."""
+    with patch.dict(networks.RESIDUALS, {"pre": NormedResidual}):
+        return networks.build(config)
+
+
+def random_branches(config: TrainConfig) -> VAE:
+    """The network whose residual branches do not start at zero."""
+    network = networks.build(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for module in network.modules():
+            if isinstance(module, Residual):
+                module.last.reset_parameters()
+    return network
+
+
+def unit_variance(
+    kind: str,
+    logits: Tensor,
+    pixels: Tensor,
+    posterior: networks.Posterior,
+    variance: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[objective.Terms, Tensor]:
+    """`objective.terms` with σ = 1 in training; validation gets the σ that was measured, as ever."""
+    given = pixels.new_ones(()) if variance is None else variance
+    return TERMS("gaussian", logits, pixels, posterior, given, total)
+
+
+TERMS = objective.terms
+ROWS: dict[str, tuple[dict[str, object], Callable[[TrainConfig], VAE]]] = {
+    "as it comes (pre, zero branches)": ({}, networks.build),
+    "branches start at random": ({}, random_branches),
+    "activation post": ({"activation": "post"}, networks.build),
+    "GroupNorm": ({}, with_norms),
+    "no averaged weights": ({"ema": 0.0}, networks.build),
+    "no KL warm-up": ({"kl_warmup": 0.0}, networks.build),
+    "KL warm-up 20 %": ({"kl_warmup": 0.2}, networks.build),
+    "width 16": ({"width": 16}, networks.build),
+    "8 latents": ({"latent": 8}, networks.build),
+    "32 latents": ({"latent": 32}, networks.build),
+    "σ = 1": ({}, networks.build),
+}
+
+
+def figures(network: VAE, images: data.Images, config: TrainConfig) -> dict[str, float]:
+    """Of the test images."""
+    found = evaluate(network, Pixels(images, torch.device("cpu")), images.split.test, config)
+    rows = dataclasses.asdict(images.split)
+    pixels = Pixels(images, torch.device("cpu"))
+    with torch.no_grad():
+        codes = {part: network.encoder(pixels.batch(chosen)).mean.numpy() for part, chosen in rows.items()}
+    assert images.labels is not None
+    labels = {part: images.labels[chosen] for part, chosen in rows.items()}
+    return {
+        "ELBO": found["elbo"],
+        "rate": found["rate"],
+        "MSE": found["mse"],
+        "probe": metrics.linear_probe(codes, labels),
+        "5-NN": metrics.nearest_neighbours(codes, labels),
+    }
+
+
+def trained(name: str, images: data.Images, seed: int, epochs: int | None) -> dict[str, float]:
+    """The figures of one row with one seed."""
+    changes, build = ROWS[name]
+    config = TrainConfig(seed=seed, epochs=epochs, precision="float32", compile=False)
+    config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    config = resolve(config, name="digits", train=len(images.split.train), image=images.shape, binary=False)
+    terms = unit_variance if name == "σ = 1" else TERMS
+    with tempfile.TemporaryDirectory() as folder, patch.object(objective, "terms", terms):
+        run = trainer.fit(config, images, Path(folder) / "run", progress=Silent(), build=build)
+        best = build(config)
+        best.load_state_dict(checkpoint.read_tensors(run.checkpoint)["ema"])
+    return figures(best.eval(), images, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One choice changed at a time, on digits.")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="default: as `vae-train fit`")
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = list(dict.fromkeys([next(iter(ROWS)), *arguments.only]))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in range(arguments.seeds):
+        images = split(data.load("digits"), seed)
+        for name in names:
+            found[name].append(trained(name, images, seed, arguments.epochs))
+            shown = {key: round(value, 4) for key, value in found[name][-1].items()}
+            print(f"seed {seed}  {name:34s}", shown, flush=True)
+    print(f"\n| | {' | '.join(FIGURES)} | ELBO gained |\n|{'---|' * (len(FIGURES) + 2)}")
+    for name, rows in found.items():
+        cells = [_mean([row[figure] for row in rows]) for figure in FIGURES]
+        gains = [row["ELBO"] - base["ELBO"] for row, base in zip(rows, found[names[0]], strict=True)]
+        print(f"| {name} | {' | '.join(cells)} | {_mean(gains) if np.any(gains) else '–'} |")
+
+
+if __name__ == "__main__":
+    main()
