@@ -90,8 +90,8 @@ def other(loss: Loss, images: data.Images, config: TrainConfig) -> VAE:
 
 
 def _seen(network: VAE, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Posterior]:
-    logits, posterior = network(images, eps)
-    return logits, images, posterior
+    output = network(images, eps)
+    return output.logits, images, output.posterior
 
 
 @torch.no_grad()

@@ -118,9 +118,9 @@ class Client:
     ) -> Samples:
         """`n` images from the prior. Without a seed the service makes one up and says which.
 
-        `prior`: "normal" or "mixture", None the one that the model prefers; `label`, a name or its place
-        among the model's labels, draws images of that label; `truncation` cuts the noise off at so many
-        deviations.
+        `prior`: "normal", "mixture" or "flow", None the one that the model prefers; `label`, a name or its
+        place among the model's labels, draws images of that label; `truncation` cuts the noise off at so
+        many deviations.
         """
         asked = {
             "n": n,
