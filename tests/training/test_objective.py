@@ -189,7 +189,7 @@ def weighed(k, seed=0, dimensions=2, n=4096, grad=False):
 
 
 def test_the_bound_of_one_sample_is_the_elbo_and_more_rise_to_log_p_of_x():
-    posterior, distortions, seen = weighed(1)
+    _, distortions, seen = weighed(1)
     elbo = -objective.loss(objective.terms(distortions, seen), 1).item()
     assert objective.bound(distortions, seen).mean().item() == pytest.approx(elbo, abs=0.03)
     exact = -(0.5 * 1 / 2 + 0.5 * math.log(2 * math.pi * 2)) * 2  # log N(x; 0, 2·I)
