@@ -205,7 +205,7 @@ def parity(
         batch = np.resize(images, (n, *images.shape[1:]))
         expected = golden(encoder, decoder, batch, flow)
         posterior = engine.encode(batch)
-        found = {
+        found: dict[str, NDArray[np.floating]] = {
             "mean": posterior.mean,
             "logvar": posterior.logvar,
             "pixels": engine.pixels(expected.mean),

@@ -131,7 +131,7 @@ class Engine:
             posterior = self.encode(golden.input)
             image, pixels = self._decoder.run(["image", "pixels"], {"z": golden.mean})
             of_flow: list[tuple[str, Any, Any, float]] = []
-            if self._flow is not None:
+            if self._flow is not None and golden.eps is not None:  # it is there, `Bundle.golden` has looked
                 of_flow.append(("z", self.transform(golden.eps), golden.z, allowed.latent))
             if self._density is not None:
                 eps, density = self._density.run(["eps", "log_density"], {"z": golden.z})
