@@ -119,8 +119,8 @@ def pythae_itself(
 
 
 def _seen(network: VAE, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Posterior]:
-    logits, posterior = network(images, eps)
-    return logits, images, posterior
+    output = network(images, eps)
+    return output.logits, images, output.posterior
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same images.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="Scales the prior's deviation.")] = 1.0,
-    prior: Annotated[str | None, typer.Option(help="normal or mixture. [default: the model's]")] = None,
+    prior: Annotated[str | None, typer.Option(help="normal, mixture or flow. [default: the model's]")] = None,
     label: Annotated[str | None, typer.Option(help="Only of this label: its name or number.")] = None,
     url: Url = LOCAL,
     api_key: ApiKey = None,

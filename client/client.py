@@ -122,9 +122,9 @@ class Client:
         """`n` images from the prior. Without a seed the service makes one up and says which.
 
         `first` begins at that image of the seed: `sample(2, seed=7, first=5)` are the last two of
-        `sample(7, seed=7)`. `prior`: "normal" or "mixture", None the one that the model prefers; `label`, a
-        name or its place among the model's labels, draws images of that label; `truncation` cuts the noise
-        off at so many deviations.
+        `sample(7, seed=7)`. `prior`: "normal", "mixture" or "flow", None the one that the model prefers;
+        `label`, a name or its place among the model's labels, draws images of that label; `truncation` cuts
+        the noise off at so many deviations.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")

@@ -70,10 +70,11 @@ async def _sample(service: Service, model: ServedModel, asked: Inference) -> Arr
         raise InvalidRequest("The parameter `temperature` must be a number from 0 to 10.")
 
     def draw() -> NDArray[np.float32]:
-        rows = (model.prior.sample(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds)
+        rows = (model.prior.draw(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds)
         return np.concatenate(list(rows))
 
-    z = await service.run(len(seeds) * model.manifest.latent.size, draw)
+    drawn = await service.run(len(seeds) * model.manifest.latent.size, draw)
+    z = await model.transform(drawn, model.prior.chosen())
     return {"image": await model.decode(z), "z": z}
 
 

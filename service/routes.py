@@ -143,9 +143,9 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
             return answer
         keeping = caching.headers(tag, pinned=pinned)
     admit(options.n)
-    latents = await service.run(
+    drawn = await service.run(
         options.n * model.manifest.latent.size,
-        lambda: model.prior.sample(
+        lambda: model.prior.draw(
             seed=seed,
             rows=range(options.first, options.first + options.n),
             temperature=options.temperature,
@@ -154,6 +154,7 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
             truncation=options.truncation,
         ),
     )
+    latents = await model.transform(drawn, model.prior.chosen(options.prior, label))
     arrays: dict[str, NDArray[Any]] = {"images": await model.decode(latents)}
     if "latents" in options.return_:
         arrays["latents"] = latents

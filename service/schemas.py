@@ -99,8 +99,8 @@ class SampleOptions(Options):
     prior: Annotated[
         PriorKind | None,
         Field(
-            description="`mixture` was fitted to the latents of the training images, `normal` is N(0, I); "
-            "unset: the one the model prefers",
+            description="`flow` was trained with the model, `mixture` fitted to the latents of the training "
+            "images, `normal` is N(0, I); unset: the one the model prefers",
         ),
     ] = None
     label: Annotated[

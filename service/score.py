@@ -18,7 +18,7 @@ from service.negotiation import JPEG, PNG
 from service.problems import TooLarge, WrongModel
 from service.runtime.calibration import Scores, log_weights, score
 from service.runtime.engine import ByteImages, Posterior
-from service.runtime.prior import noise
+from service.runtime.prior import NO_DENSITY, noise
 from service.served import ServedModel, Service
 
 # One logarithm of a pixel's probability takes as long as printing this many numbers.
@@ -64,8 +64,11 @@ async def scores_of(
 ) -> tuple[Scores, Posterior, ByteImages]:
     """The scores of the images, their posteriors, and their reconstructions.
 
-    One z of each is drawn with the noise of the rows of `seed` from `first` on.
+    One z of each is drawn with the noise of the rows of `seed` from `first` on. WrongModel where the prior's
+    density is not known.
     """
+    if model.prior.flow is not None and model.prior.flow.log_density is None:
+        raise WrongModel(f"{model.manifest.reference} has no scores: {NO_DENSITY}; publish it again with it.")
     posterior = await model.encode(images)
     z = await service.run(posterior.mean.size, partial(draw, posterior, seed, first))
     pixels, again = await asyncio.gather(model.pixels(z), model.decode(posterior.mean))

@@ -24,7 +24,7 @@ from service.runtime.cpus import usable_cpus
 from service.runtime.engine import ByteImages, Engine, Floats, Posterior
 from service.runtime.images import TooManyPixels
 from service.runtime.latent_map import LatentMap
-from service.runtime.prior import Prior
+from service.runtime.prior import Prior, PriorKind
 from service.runtime.repository import Repository
 from service.settings import Settings
 from service.statistics import Counts, Executions
@@ -54,6 +54,7 @@ class ServedModel:
     encoder: Batcher
     decoder: Batcher
     means: Batcher  # the decoder's other output
+    flow: Batcher | None  # of the prior, noise to latents
     metrics: ModelMetrics
     executions: Mapping[str, Executions]  # what the graphs ran, by `encoder` and `decoder`
 
@@ -73,6 +74,13 @@ class ServedModel:
         admit(len(latents))
         (pixels,) = await self.means(latents)
         return pixels
+
+    async def transform(self, noise: Floats, kind: PriorKind) -> Floats:
+        """What `Prior.draw` gave of this kind → latents, float32 [n, *latent]: a flow has still to run."""
+        if self.flow is None or kind != "flow":
+            return noise
+        (latents,) = await self.flow(noise)
+        return latents
 
 
 def _serve(engine: Engine, thread: Executor, settings: Settings, all_metrics: Metrics) -> ServedModel:
@@ -94,6 +102,7 @@ def _serve(engine: Engine, thread: Executor, settings: Settings, all_metrics: Me
         metrics.encoded(*posterior)
         return posterior
 
+    transform = engine.transform if engine.prior.flow is not None else None
     labels = engine.manifest.name, str(engine.manifest.version)
     executions = {graph: Executions(all_metrics, *labels, graph) for graph in ("encoder", "decoder")}
     return ServedModel(
@@ -108,6 +117,7 @@ def _serve(engine: Engine, thread: Executor, settings: Settings, all_metrics: Me
         means=batcher(
             executions["decoder"].counted(lambda latents: (engine.pixels(latents),)), metrics.decoder
         ),
+        flow=batcher(lambda noise: (transform(noise),), metrics.decoder) if transform else None,
         metrics=metrics,
         executions=executions,
     )

@@ -15,7 +15,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.runtime.bundle import Draft, Golden, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
+from service.runtime.bundle import (
+    Draft,
+    Golden,
+    ImageSpec,
+    LatentSpec,
+    LikelihoodSpec,
+    Manifest,
+    PriorSpec,
+    publish,
+)
 from service.runtime.calibration import calibrate, kl, score
 from service.runtime.engine import Engine
 from service.runtime.latent_map import LatentMap
@@ -177,3 +186,59 @@ def _graph(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def with_flow(draft: Draft, density: bool = True) -> Draft:
+    """The draft with a flow for its prior: z = 2·eps + 1, whose density (density.onnx) is N(1, 4)."""
+    latent, folder = draft.manifest.latent.shape, draft.folder
+    (folder / "prior.onnx").write_bytes(flow_graph(latent))
+    eps = noise(0, range(4), latent)
+    golden = draft.bundle().golden()._replace(eps=eps, z=2 * eps + 1)
+    if density:
+        (folder / "density.onnx").write_bytes(density_graph(latent))
+        nats = -0.5 * np.square(eps.astype(np.float64)) - 0.5 * math.log(2 * math.pi) - math.log(2)
+        nats = nats.reshape(len(eps), -1).sum(axis=1)
+        golden = golden._replace(log_density=nats.astype(np.float32))
+    golden.save(folder / "golden.npz")
+    prior = PriorSpec(kind="flow", file="prior.onnx")
+    return Draft(folder, draft.manifest.model_copy(update={"prior": prior}))
+
+
+def flow_graph(latent: tuple[int, ...]) -> bytes:
+    nodes = [
+        helper.make_node("Mul", ["eps", "two"], ["wide"]),
+        helper.make_node("Add", ["wide", "one"], ["z"]),
+    ]
+    return _graph(
+        nodes,
+        {"two": np.float32(2), "one": np.float32(1)},
+        inputs=[("eps", TensorProto.FLOAT, latent)],
+        outputs=[("z", TensorProto.FLOAT, latent)],
+    )
+
+
+def density_graph(latent: tuple[int, ...]) -> bytes:
+    size = math.prod(latent)
+    weights = {
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+        "minus": np.float32(-0.5),
+        "constant": np.float32(-size * (0.5 * math.log(2 * math.pi) + math.log(2))),
+        "flat": np.array([-1, size], np.int64),
+        "axes": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Sub", ["z", "one"], ["centred"]),
+        helper.make_node("Mul", ["centred", "half"], ["eps"]),
+        helper.make_node("Mul", ["eps", "eps"], ["squares"]),
+        helper.make_node("Reshape", ["squares", "flat"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "minus"], ["exponent"]),
+        helper.make_node("Add", ["exponent", "constant"], ["log_density"]),
+    ]
+    return _graph(
+        nodes,
+        weights,
+        inputs=[("z", TensorProto.FLOAT, latent)],
+        outputs=[("eps", TensorProto.FLOAT, latent), ("log_density", TensorProto.FLOAT, ())],
+    )

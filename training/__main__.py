@@ -52,6 +52,12 @@ class LikelihoodChoice(StrEnum):
     auto = "auto"
     bernoulli = "bernoulli"
     gaussian = "gaussian"
+    logistic = "logistic"
+
+
+class PriorChoice(StrEnum):
+    normal = "normal"
+    flow = "flow"
 
 
 class ActivationChoice(StrEnum):
@@ -97,6 +103,12 @@ def fit(
     likelihood: Annotated[
         LikelihoodChoice, typer.Option(help="auto: bernoulli for black-and-white images, else gaussian.")
     ] = LikelihoodChoice.auto,
+    prior: Annotated[
+        PriorChoice, typer.Option(help="normal: N(0, I); flow: a RealNVP, trained together with the rest.")
+    ] = PriorChoice.normal,
+    iwae: Annotated[
+        int, typer.Option(metavar="K", help="Samples per image of the bound that is trained; 1: the ELBO.")
+    ] = DEFAULTS.iwae,
     free_bits: Annotated[
         float, typer.Option(metavar="NATS", help="Rate of a latent dimension that costs nothing.")
     ] = DEFAULTS.free_bits,
@@ -152,6 +164,8 @@ def fit(
                 fit=fit.value,
                 memory_limit=memory_limit,
                 likelihood=likelihood.value,
+                prior=prior.value,
+                iwae=iwae,
                 beta=beta,
                 free_bits=free_bits,
                 device=device,

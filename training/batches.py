@@ -50,7 +50,8 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 def draw(
     config: TrainConfig, pixels: Pixels, rows: Indices, ranks: Ranks, purpose: str, number: int
 ) -> tuple[Tensor, Tensor]:
-    """This process's share of the batch `rows`: images [n, c, h, w], noise [n, d].
+    """This process's share of the batch `rows`: images [n, c, h, w], noise [n, d], or [n, k, d] where a
+    bound of k samples is trained.
 
     Images are binarised for a Bernoulli. Random numbers are drawn for the whole batch, so a row's are the
     same however many processes share it.
@@ -61,7 +62,8 @@ def draw(
     if config.likelihood == "bernoulli":
         uniform = torch.rand(len(rows), *images.shape[1:], generator=noise, device=pixels.device)
         images = objective.binarise(images, ranks.mine(uniform))
-    eps = torch.randn(len(rows), config.latent, generator=noise, device=pixels.device)
+    samples = (config.iwae,) if config.iwae > 1 else ()
+    eps = torch.randn(len(rows), *samples, config.latent, generator=noise, device=pixels.device)
     return images, ranks.mine(eps)
 
 

@@ -9,6 +9,7 @@ from training.data import SETS, Images
 
 FIGURES = {
     "elbo": ("ELBO, nats per image", "{:.2f}"),
+    "elbo_prior": ("the same under the served prior", "{:.2f}"),
     "iwae": ("importance-weighted bound under N(0, I), nats per image", "{:.2f}"),
     "iwae_prior": ("the same under the served prior", "{:.2f}"),
     "distortion": ("distortion, nats per image", "{:.2f}"),
@@ -20,7 +21,7 @@ FIGURES = {
     "linear_probe": ("linear probe, accuracy", "{:.4f}"),
     "knn5": ("5-NN, accuracy", "{:.4f}"),
     "active_units": ("active latent dimensions", "{:.0f}"),
-    "hole": ("log p(z) of the mixture above that of N(0, I), nats", "{:.2f}"),
+    "hole": ("log p(z) of the served prior above that of N(0, I), nats", "{:.2f}"),
 }
 SAMPLES = {
     "frechet": ("Fréchet distance", "{:.3f}"),
@@ -53,6 +54,7 @@ FLAGS = (
     "likelihood",
     "beta",
 )
+LATER = {"prior": "normal", "iwae": 1}  # flags that older versions do not know
 CAPTIONS = {
     "overview.png": "Originals, their reconstructions, samples, and the way from one image to another.",
     "reconstructions.png": "Test images, and below each what its latents are decoded to.",
@@ -106,7 +108,7 @@ CARD = """\
 # {name}
 
 A variational autoencoder for images of {shape}: {latent} latent dimensions, trained under the prior
-N(0, I), sampled from {prior};
+{trained}, sampled from {prior};
 likelihood {likelihood}.
 
 {overview}
@@ -161,8 +163,12 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
     prior = "a Gaussian mixture that was fitted to its posterior afterwards"
     if manifest.prior is None or manifest.prior.kind == "normal":
         prior = "the same"
+    flow = manifest.prior is not None and manifest.prior.kind == "flow"
+    if flow:
+        prior = "the same (`/sample?prior=mixture`: one that was fitted afterwards)"
+    symbol = "s" if likelihood and likelihood.kind == "logistic" else "σ"
     kind = "unknown" if likelihood is None else likelihood.kind
-    scale = f" (σ = {likelihood.scale:.4f})" if likelihood and likelihood.scale else ""
+    scale = f" ({symbol} = {likelihood.scale:.4f})" if likelihood and likelihood.scale else ""
     source = config.get("data", data.name)
     iwae, side = metrics.get("iwae"), min(image.height, image.width)
     return CARD.format(
@@ -171,6 +177,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
         latent=latent.size,
         likelihood=kind + scale,
         kind=BERNOULLI if kind == "bernoulli" else BINNED,
+        trained="of a flow (RealNVP, 1905.13452) that was trained with it" if flow else "N(0, I)",
         prior=prior,
         data=source,
         command=fit_command(config, source if source in SETS else f"<folder of>/{source}"),
@@ -225,6 +232,7 @@ def fit_command(config: Mapping[str, Any], source: str) -> str:
     if size := config.get("image_size"):
         words.append(f"--image-size {size[0]}x{size[1]}")
     words += [f"--{flag} {config[flag]}" for flag in FLAGS if config.get(flag) is not None]
+    words += [f"--{flag} {config[flag]}" for flag, usual in LATER.items() if config.get(flag, usual) != usual]
     if config.get("free_bits"):
         words.append(f"--free-bits {config['free_bits']}")
     lines = [""]

@@ -15,8 +15,9 @@ def compiled(network: nn.Module, images: Tensor, eps: Tensor, say: Callable[[str
     say("compiling the network, which takes a minute or two …")
     fast = cast(nn.Module, torch.compile(network))
     try:
-        logits, posterior = fast(images, eps)
-        (logits.sum() + posterior.mean.sum() + posterior.logvar.sum()).backward()
+        logits, posterior, _, log_prior, scale = fast(images, eps)
+        parts = (logits, *posterior, log_prior, scale)
+        sum(part.sum() for part in parts if part is not None).backward()
     except Exception as error:  # whatever it is: training without is only slower
         torch._dynamo.reset()
         reason = str(error).strip().splitlines() or [type(error).__name__]

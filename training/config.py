@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Fit = Literal["cover", "contain", "stretch"]
-Likelihood = Literal["bernoulli", "gaussian"]
+Likelihood = Literal["bernoulli", "gaussian", "logistic"]
+Prior = Literal["normal", "flow"]
 Activation = Literal["pre", "post"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -42,6 +43,11 @@ class TrainConfig:
     fit: Fit = "contain"  # how images of another shape are brought to `image_size`
     memory_limit: int = 1000  # MB of decoded images; more of them lie in a file that is mapped
     likelihood: Likelihood | Literal["auto"] = "auto"
+    levels: int | None = None  # distinct values of a pixel, for the logistic; always the data's own
+    prior: Prior = "normal"  # that the rate is taken under; a flow is trained together with the rest
+    flow_blocks: int = 8
+    flow_hidden: int = 256  # units of both hidden layers of each block
+    iwae: int = 1  # samples of each image in the bound that is trained; 1 is the ELBO
     beta: float = 1.0  # weight of the rate in the loss; 1 is the ELBO, and validation is always at 1
     free_bits: float = 0.0  # nats of each latent dimension's mean rate that the loss does not count
     device: str = "auto"
@@ -72,7 +78,12 @@ class TrainConfig:
             "channels": self.channels in (None, 1, 3),
             "fit": self.fit in ("cover", "contain", "stretch"),
             "memory_limit": self.memory_limit >= 0,
-            "likelihood": self.likelihood in ("auto", "bernoulli", "gaussian"),
+            "likelihood": self.likelihood in ("auto", "bernoulli", "gaussian", "logistic"),
+            "levels": self.levels is None or 2 <= self.levels <= 256,
+            "prior": self.prior in ("normal", "flow"),
+            "flow_blocks": self.flow_blocks >= 1,
+            "flow_hidden": self.flow_hidden >= 1,
+            "iwae": self.iwae >= 1,
             "precision": self.precision in ("auto", "float32", "bfloat16"),
             "beta": 0 <= self.beta < math.inf,
             "free_bits": 0 <= self.free_bits < math.inf,
@@ -87,6 +98,14 @@ class TrainConfig:
         }.items():
             if not good:
                 raise ConfigError(f"{field} cannot be {getattr(self, field)!r}")
+        if self.prior == "flow" and self.free_bits:
+            raise ConfigError("a flow has no rate of a single dimension: leave out --free-bits")
+        if self.prior == "flow" and self.latent == 1:
+            raise ConfigError("a flow moves some dimensions by others: --latent must be at least 2")
+        if self.iwae > 1 and (self.beta != 1 or self.free_bits):
+            raise ConfigError("a bound of several samples has no --beta and no --free-bits: leave them out")
+        if self.iwae > 1 and self.compile:
+            raise ConfigError("--iwae changes gradients on their way back: leave out --compile")
 
     @property
     def kind(self) -> Likelihood:
@@ -117,10 +136,17 @@ class TrainConfig:
 
 
 def resolve(
-    config: TrainConfig, *, name: str, train: int, image: tuple[int, int, int], binary: bool
+    config: TrainConfig,
+    *,
+    name: str,
+    train: int,
+    image: tuple[int, int, int],
+    binary: bool,
+    levels: int = 256,
 ) -> TrainConfig:
-    """Fill every None from the data: its name, its number of training images, (height, width, channels), and
-    whether its pixels are all 0 or 255 (then `likelihood: auto` is Bernoulli, else Gaussian).
+    """Fill every None from the data: its name, its number of training images, (height, width, channels),
+    whether its pixels are all 0 or 255 (then `likelihood: auto` is Bernoulli, else Gaussian), and how many
+    values they have.
 
     Raises ConfigError when the config names another image shape than the data has.
     """
@@ -141,11 +167,12 @@ def resolve(
         name=config.name or name,
         batch=batch,
         epochs=epochs,
-        compile=long if config.compile is None else config.compile,
+        compile=long and config.iwae == 1 if config.compile is None else config.compile,
         latent=config.latent or default_latent(height, width),
         image_size=(height, width),
         channels=channels,
         likelihood=likelihood,
+        levels=levels,
     )
 
 

@@ -7,6 +7,7 @@ validation; test is looked at once. Images are read in chunks: a mapped set neve
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +54,10 @@ def evaluate(
 
     elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it;
     iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
-    N(0, I), and iwae_prior the same under the mixture that is served; mse, psnr, ssim on [0, 1] of
-    reconstructions from the posterior mean; active_units; and what `beside_others` and
+    N(0, I); elbo_prior and iwae_prior the same under the flow or the mixture that is served; mse, psnr, ssim
+    on [0, 1] of reconstructions from the posterior mean; active_units; and what `beside_others` and
     `sample_quality` add.
-    hole: how much better the fitted mixture explains z ~ q(z|x) than N(0, I) does, in nats.
+    hole: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
     """
     images = as_seen(_likelihood(engine).kind, data, data.split.test, seed)
     say(f"ELBO and reconstructions of {len(images):,} test images …")
@@ -69,17 +70,16 @@ def evaluate(
     metrics |= iwae(engine, few, mean[chosen], logvar[chosen], iwae_k, seed)
     metrics |= reconstruction(engine, images, mean)
     metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
-    if engine.prior.mixture is not None:
-        z = draw(mean, logvar, seed, 0).reshape(len(mean), -1).astype(np.float64)
-        metrics["hole"] = mean_of(engine.prior.mixture.log_density(z) - log_standard_normal(z), seed)
     metrics |= beside_others(engine, data, seed, say)
     metrics |= sample_quality(engine, data, mean, seed, say)
     return Evaluation(metrics, mean, kl(mean, logvar).mean(axis=0))
 
 
 def elbo(engine: Engine, images: Slices, mean: Floats, logvar: Floats, seed: int) -> dict[str, Metric]:
-    """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]."""
+    """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]; elbo_prior and
+    hole, where another prior than N(0, I) is served: the one's rate is that of the same z."""
     rates: Doubles = kl(mean, logvar).reshape(len(images), -1).sum(axis=1)
+    served = _log_served(engine)
     distortions = np.concatenate(
         [
             -log_prob(
@@ -93,13 +93,23 @@ def elbo(engine: Engine, images: Slices, mean: Floats, logvar: Floats, seed: int
     )
     image = engine.manifest.image
     bits = (distortions + rates) / (image.height * image.width * image.channels * math.log(2))
-    return {
+    figures = {
         "elbo": mean_of(-distortions - rates, seed),
         "distortion": mean_of(distortions, seed),
         "rate": mean_of(rates),
         # Every likelihood here gives a probability of the pixels' levels, so bits are honest.
         "bits_per_dim": mean_of(bits, seed),
     }
+    if served is not None:
+        z = draw(mean, logvar, seed, 0)
+        flat = z.reshape(len(z), -1).astype(np.float64)
+        densities = np.concatenate([served(z[at : at + CHUNK]) for at in range(0, len(z), CHUNK)])
+        entropy = 0.5 * (logvar.astype(np.float64) + math.log(2 * math.pi) + 1).reshape(len(z), -1).sum(
+            axis=1
+        )
+        figures["elbo_prior"] = mean_of(-distortions + entropy + densities, seed)
+        figures["hole"] = mean_of(densities - log_standard_normal(flat), seed)
+    return figures
 
 
 def iwae(
@@ -107,7 +117,7 @@ def iwae(
 ) -> dict[str, Metric]:
     """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z ~ q(z|x), a lower bound on log p(x) in nats (Burda et
     al., arXiv 1509.00519), of images uint8 [n, h, w, c]. `iwae` under N(0, I); `iwae_prior` under the
-    mixture, where one is served.
+    prior that is served, where that is another.
 
     Images are encoded once (mean, logvar: float32 [n, *latent]). The n·k samples are decoded in chunks that
     do not care where an image ends, and the sums are accumulated as float64 logarithms, so neither k nor the
@@ -115,10 +125,10 @@ def iwae(
     """
     if not 1 <= k <= MOST_SAMPLES:
         raise ValueError(f"k must be from 1 to {MOST_SAMPLES}, not {k}")
-    n, likelihood, mixture = len(mean), _likelihood(engine), engine.prior.mixture
+    n, likelihood, served = len(mean), _likelihood(engine), _log_served(engine)
     means, logvars = (array.reshape(n, -1).astype(np.float64) for array in (mean, logvar))
     total = {"iwae": np.full(n, -np.inf)}
-    if mixture is not None:
+    if served is not None:
         total["iwae_prior"] = np.full(n, -np.inf)
     for start in range(0, n * k, CHUNK):
         row, sample = np.divmod(np.arange(start, min(start + CHUNK, n * k)), k)
@@ -137,8 +147,8 @@ def iwae(
             z, means[row], logvars[row]
         )
         np.logaddexp.at(total["iwae"], row, log_ratio + log_standard_normal(z))
-        if mixture is not None:
-            np.logaddexp.at(total["iwae_prior"], row, log_ratio + mixture.log_density(z))
+        if served is not None:
+            np.logaddexp.at(total["iwae_prior"], row, log_ratio + served(z32))
     return {name: mean_of(sums - math.log(k), seed, k) for name, sums in total.items()}
 
 
@@ -156,6 +166,13 @@ def reconstruction(engine: Engine, images: Slices, mean: Floats) -> dict[str, Me
         "psnr": mean_of(psnr(mse)),
         "ssim": mean_of(np.concatenate(similarities)),
     }
+
+
+def _log_served(engine: Engine) -> Callable[[Floats], Doubles] | None:
+    """log p(z) under the prior that is served; None where that is N(0, I), or says no density."""
+    prior = engine.prior
+    known = prior.mixture is not None if prior.flow is None else prior.flow.log_density is not None
+    return prior.log_density if known else None
 
 
 def _noise_rows(image: int, samples: NDArray[np.int64]) -> range:

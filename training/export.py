@@ -1,4 +1,4 @@
-"""A checkpoint → a draft bundle: two ONNX graphs that are proven to compute what torch computes.
+"""A checkpoint → a draft bundle: ONNX graphs that are proven to compute what torch computes.
 
 Normalisation, layout and rounding go into the graphs; randomness stays out of them (a RandomNormal node
 would give another answer each time). The proof is made on the very engine that will serve: every figure
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.runtime.bundle import (
+    DENSITY,
     DataRecord,
     Draft,
     Golden,
@@ -35,18 +36,26 @@ from service.runtime.bundle import (
 from service.runtime.calibration import kl
 from service.runtime.cpus import usable_cpus
 from service.runtime.engine import Engine
-from service.runtime.prior import Mixture, noise, write_prior
+from service.runtime.prior import MIXTURE_FILE, Mixture, noise, write_prior
 from training import checkpoint as checkpoints
 from training import priors
 from training.binarised import as_seen
 from training.config import TrainConfig
 from training.data import Images, Slices
+from training.flow import DensityGraph, Flow, PriorGraph
 from training.networks import DecoderGraph, EncoderGraph
 
 OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
 PARITY = 1e-4  # float32 through a dozen layers: measured errors are around 1e-6
 PARITY_BATCHES = (1, 2, 7)  # an axis that was frozen at export shows at one of them
 GOLDEN_ROWS = 6
+PRIOR = "prior.onnx"
+GRAPHS = {  # the file of each graph and its input, by its first output
+    "mean": ("encoder.onnx", "image"),
+    "image": ("decoder.onnx", "z"),
+    "z": (PRIOR, "eps"),
+    "eps": (DENSITY, "z"),
+}
 CHUNK = 256  # images per engine call: large enough to be fast, small enough for any memory
 
 
@@ -55,7 +64,8 @@ class ExportError(Exception):
 
 
 def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
-    """Write encoder.onnx, decoder.onnx, golden.npz and prior.npz of a checkpoint into `folder`.
+    """Write encoder.onnx, decoder.onnx, golden.npz and prior.npz of a checkpoint into `folder`, and of a flow
+    prior.onnx and density.onnx.
 
     The Gaussian's σ and the KL of each dimension are measured here on the validation images, and the prior
     is fitted on the training images, all through the exported graphs. Returns the draft. Raises
@@ -71,10 +81,12 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
         ["mean", "logvar"],
         folder,
     )
-    write_graph(
-        DecoderGraph(network.decoder), torch.zeros(2, network.shape.latent), ["image", "pixels"], folder
-    )
-    golden(network.encoder, network.decoder, images[:GOLDEN_ROWS]).save(folder / "golden.npz")
+    latents = torch.zeros(2, network.shape.latent)
+    write_graph(DecoderGraph(network.decoder), latents, ["image", "pixels"], folder)
+    if network.flow is not None:
+        write_graph(PriorGraph(network.flow), latents, ["z"], folder)
+        write_graph(DensityGraph(network.flow), latents, ["eps", "log_density"], folder)
+    golden(network.encoder, network.decoder, images[:GOLDEN_ROWS], network.flow).save(folder / "golden.npz")
 
     height, width, channels = data.shape
     levels = 2 if config.likelihood == "bernoulli" else data.levels  # grey images are binarised for it
@@ -86,6 +98,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
             height=height, width=width, channels=1 if channels == 1 else 3, levels=levels, fit=config.fit
         ),
         latent=LatentSpec(shape=(network.shape.latent,)),
+        prior=None if network.flow is None else PriorSpec(kind="flow", file=PRIOR),
         labels=data.label_names,
         training=Training(
             config=state["config"] | {"step": state["step"], "data": shown_source(config.data)},
@@ -96,13 +109,16 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     )
     draft = Draft(folder, manifest)
     engine = Engine(draft.bundle(), threads=usable_cpus())
-    tolerance = parity(network.encoder, network.decoder, engine, images)
-    measured = _measured(engine, config, held_out) | {"tolerance": tolerance}
-    return Draft(folder, manifest.model_copy(update=measured | _fitted_prior(engine, config, data, folder)))
+    tolerance = parity(network.encoder, network.decoder, engine, images, network.flow)
+    measured = _measured(engine, config, held_out, network.scale) | {"tolerance": tolerance}
+    fit_prior(engine, config, data, folder)
+    if network.flow is None:  # which else is what is served; the mixtures lie beside it
+        measured["prior"] = PriorSpec(kind="gmm", file=MIXTURE_FILE)
+    return Draft(folder, manifest.model_copy(update=measured))
 
 
-def _fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -> dict[str, Any]:
-    """Fit mixtures to samples of q(z|x), of all images and of each label's; the manifest's entry for them."""
+def fit_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -> None:
+    """Fit mixtures to samples of q(z|x), of all images and of each label's: writes prior.npz."""
     parts = {
         "train": np.random.default_rng(config.seed).permutation(data.split.train)[: priors.MOST_SAMPLES],
         "validation": data.split.validation,
@@ -131,13 +147,13 @@ def _fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Pat
         label: fitted(priors.FEWEST_OF_LABEL, priors.MOST_OF_LABEL, label)
         for label in priors.common_labels(data, parts["train"], parts["validation"])
     }
-    write_prior(folder / "prior.npz", mixture, by_label)
-    return {"prior": PriorSpec(kind="gmm", file="prior.npz")}
+    write_prior(folder / MIXTURE_FILE, mixture, by_label)
 
 
 def write_graph(module: nn.Module, example: torch.Tensor, outputs: list[str], folder: Path) -> None:
-    """Export an EncoderGraph or a DecoderGraph to encoder.onnx or decoder.onnx; `example` has two rows."""
-    (name, side) = ("encoder.onnx", "image") if outputs[0] == "mean" else ("decoder.onnx", "z")
+    """Export an EncoderGraph, a DecoderGraph, … to encoder.onnx, …, as `outputs` tell; `example` has two
+    rows."""
+    name, side = GRAPHS[outputs[0]]
     # The exporter warns of its own internals (deprecations, a torchvision that is not there), not of ours.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as work:
@@ -158,39 +174,57 @@ def write_graph(module: nn.Module, example: torch.Tensor, outputs: list[str], fo
 
 
 @torch.no_grad()
-def golden(encoder: nn.Module, decoder: nn.Module, images: NDArray[np.uint8]) -> Golden:
-    """What torch gives for images uint8 [n, h, w, c]."""
+def golden(
+    encoder: nn.Module, decoder: nn.Module, images: NDArray[np.uint8], flow: Flow | None = None
+) -> Golden:
+    """What torch gives for images uint8 [n, h, w, c], and for as many rows of noise."""
     mean, logvar = EncoderGraph(encoder)(torch.from_numpy(np.ascontiguousarray(images)))
     image, pixels = DecoderGraph(decoder)(mean)
-    return Golden(images, mean.numpy(), logvar.numpy(), image.numpy(), pixels.numpy())
+    arrays = [mean, logvar, image, pixels]
+    if flow is not None:
+        eps = torch.from_numpy(noise(0, range(len(images)), mean.shape[1:]))
+        z = PriorGraph(flow)(eps)
+        arrays += [eps, z, DensityGraph(flow)(z)[1]]
+    return Golden(images, *(array.numpy() for array in arrays))
 
 
-def parity(encoder: nn.Module, decoder: nn.Module, engine: Engine, images: NDArray[np.uint8]) -> Tolerance:
+def parity(
+    encoder: nn.Module,
+    decoder: nn.Module,
+    engine: Engine,
+    images: NDArray[np.uint8],
+    flow: Flow | None = None,
+) -> Tolerance:
     """Compare torch and the engine on batches of 1, 2 and 7; returns the tolerance to publish.
 
-    Other CPUs round differently: 20 times what was measured here, and at least 1e-3. Raises ExportError.
+    The density is a sum over dimensions: what it is off by counts by each. Other CPUs round differently: 20
+    times what was measured here, and at least 1e-3. Raises ExportError.
     """
-    worst = {"mean": 0.0, "logvar": 0.0, "pixels": 0.0}
+    worst: dict[str, float] = {}
     for n in PARITY_BATCHES:
         batch = np.resize(images, (n, *images.shape[1:]))
-        expected = golden(encoder, decoder, batch)
+        expected = golden(encoder, decoder, batch, flow)
         posterior = engine.encode(batch)
-        found = {
+        found: dict[str, NDArray[np.floating]] = {
             "mean": posterior.mean,
             "logvar": posterior.logvar,
             "pixels": engine.pixels(expected.mean),
         }
+        if flow is not None:
+            assert expected.eps is not None  # for mypy
+            assert expected.z is not None
+            found |= {"z": engine.transform(expected.eps), "log_density": engine.log_density(expected.z)}
         for name, array in found.items():
-            worst[name] = max(worst[name], float(np.abs(array - getattr(expected, name)).max()))
+            off = float(np.abs(array - getattr(expected, name)).max())
+            worst[name] = max(worst.get(name, 0.0), off / (posterior.mean[0].size if array.ndim == 1 else 1))
     if not max(worst.values()) <= PARITY:
         raise ExportError(
             "onnxruntime and torch disagree: "
             + ", ".join(f"{name} by {off:.2g}" for name, off in worst.items())
             + f", more than {PARITY:g}; this is a fault of the exporter, please report it with the checkpoint"
         )
-    return Tolerance(
-        latent=max(1e-3, 20 * max(worst["mean"], worst["logvar"])), pixels=max(1e-3, 20 * worst["pixels"])
-    )
+    pixels = worst.pop("pixels")
+    return Tolerance(latent=max(1e-3, 20 * max(worst.values())), pixels=max(1e-3, 20 * pixels))
 
 
 def encode(engine: Engine, images: Slices) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -223,8 +257,10 @@ def shown_source(source: str) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def _measured(engine: Engine, config: TrainConfig, images: Slices) -> dict[str, Any]:
-    """Manifest fields that are measurements on the validation images."""
+def _measured(
+    engine: Engine, config: TrainConfig, images: Slices, scale: torch.Tensor | None
+) -> dict[str, Any]:
+    """Manifest fields that are measurements on the validation images; `scale` is the logistic's, trained."""
     mean, logvar = encode(engine, images)
     update: dict[str, Any] = {
         "latent": engine.manifest.latent.model_copy(
@@ -232,6 +268,8 @@ def _measured(engine: Engine, config: TrainConfig, images: Slices) -> dict[str, 
         ),
         "likelihood": LikelihoodSpec(kind="bernoulli"),
     }
+    if scale is not None:
+        update["likelihood"] = LikelihoodSpec(kind="logistic", scale=float(scale.detach()))
     if config.likelihood == "gaussian":
         z = draw(mean, logvar, config.seed, 0)
         squares = sum(

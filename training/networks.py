@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.config import Activation, TrainConfig
+from training.flow import Flow
 
 LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
 SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
+FIRST_SCALE = 0.1  # of a logistic, on [0, 1]: about what grey images are off by at first
+SMALLEST_LOG_SCALE = -7.0  # as PixelCNN++ has it: a quarter of a grey level, where nothing is left to gain
 
 
 class Posterior(NamedTuple):
@@ -144,30 +147,75 @@ class Decoder(nn.Module):
         return x
 
 
+class Output(NamedTuple):
+    """What a VAE makes of n images with k samples of each posterior, a sample's rows beside one another:
+    decoder logits [n·k, c, h, w]; the posterior [n, d]; its samples z [n·k, d]; log p(z) under the flow
+    [n·k] in nats, None where the prior is N(0, I); the logistic's scale [], None for other likelihoods."""
+
+    logits: Tensor
+    posterior: Posterior
+    z: Tensor
+    log_prior: Tensor | None = None
+    scale: Tensor | None = None
+
+    def float(self) -> "Output":
+        """All of it in float32, whatever the networks computed in."""
+        mean, logvar = self.posterior
+        posterior = Posterior(mean.float(), logvar.float())
+        return self._replace(logits=self.logits.float(), posterior=posterior, z=self.z.float())
+
+
 class VAE(nn.Module):
-    """Both networks, and σ² of the Gaussian likelihood: a running value, 1 until trained.
+    """Both networks, the prior's flow if it has one, and what the likelihood has: σ² of the Gaussian, a
+    running value that is 1 until trained, and log s of the logistic, which is learned like any weight.
 
     Any encoder of images to a `Posterior` and any decoder of latents to logits will do.
     """
 
     variance: Tensor
+    log_scale: nn.Parameter | None
 
-    def __init__(self, shape: Shape, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        flow: Flow | None = None,
+        *,
+        logistic: bool = False,
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.encoder = encoder
         self.decoder = decoder
+        self.flow = flow
         self.register_buffer("variance", torch.ones(()))
+        scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if logistic else None
+        self.register_parameter("log_scale", scale)
 
-    def forward(self, images: Tensor, eps: Tensor) -> tuple[Tensor, Posterior]:
-        """Images [n, c, h, w] in [0, 1] and normal noise [n, d] → decoder logits [n, c, h, w], posterior."""
+    @property
+    def scale(self) -> Tensor | None:
+        """The logistic's s, on [0, 1]; None for other likelihoods."""
+        return None if self.log_scale is None else self.log_scale.clamp(min=SMALLEST_LOG_SCALE).exp()
+
+    def forward(self, images: Tensor, eps: Tensor) -> Output:
+        """Images [n, c, h, w] in [0, 1] and normal noise [n, d], or [n, k, d] for k samples of each."""
         posterior: Posterior = self.encoder(images)
-        return self.decoder(reparameterise(posterior, eps)), posterior
+        z = reparameterise(posterior, eps)
+        log_prior = None
+        if self.flow is not None:  # its sums of logarithms need more than bfloat16 has
+            with torch.autocast(z.device.type, enabled=False):
+                log_prior = self.flow.log_density(z.float())
+        return Output(self.decoder(z), posterior, z, log_prior, self.scale)
 
 
 def reparameterise(posterior: Posterior, eps: Tensor) -> Tensor:
-    """z = mean + σ·eps, so that gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114)."""
-    return posterior.mean + torch.exp(0.5 * posterior.logvar) * eps
+    """z = mean + σ·eps, so that gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114): [n, d] of
+    noise [n, d], and [n·k, d] of noise [n, k, d]."""
+    mean, deviation = posterior.mean, torch.exp(0.5 * posterior.logvar)
+    if eps.ndim > mean.ndim:
+        return (mean[:, None] + deviation[:, None] * eps).flatten(0, 1)
+    return mean + deviation * eps
 
 
 def build(config: TrainConfig) -> VAE:
@@ -177,7 +225,11 @@ def build(config: TrainConfig) -> VAE:
     shape = Shape(*config.image_size, config.channels, config.latent, config.width, config.activation)
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
         torch.manual_seed(config.seed)
-        return VAE(shape, Encoder(shape), Decoder(shape))
+        encoder, decoder = Encoder(shape), Decoder(shape)
+        flow = None
+        if config.prior == "flow":  # drawn last: without it the other weights are the same
+            flow = Flow(shape.latent, config.flow_blocks, config.flow_hidden)
+        return VAE(shape, encoder, decoder, flow, logistic=config.likelihood == "logistic")
 
 
 class EncoderGraph(nn.Module):

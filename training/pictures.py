@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.runtime.engine import Engine
 from service.runtime.images import contact_sheet, encode_image
 from training.data import ByteImages, Images, Indices, Part, pieces
+from training.validation import judged
 
 COLUMNS = 10
 SHOWN_SIDE = 56  # pixels that a small image is enlarged to, so that one can see it
@@ -210,7 +211,7 @@ def curves(history: Sequence[dict[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     epochs = [line["epoch"] for line in history]
-    best = epochs[int(np.argmax([line["validation"]["elbo"] for line in history]))]
+    best = epochs[int(np.argmax([judged(line["validation"]) for line in history]))]
     figure = Figure(figsize=(9, 5), layout="constrained")
     for axes, (term, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         for part in ("train", "validation"):

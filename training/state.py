@@ -19,13 +19,13 @@ class State:
     """Network, averaged network and optimiser after `step` steps, and what has been seen on the way."""
 
     network: VAE
-    average: VAE  # the EMA of the weights, and σ²: what is evaluated and exported
+    average: VAE  # the EMA of the weights and of σ²: what is evaluated and exported
     optimizer: torch.optim.AdamW
     step: int = 0
     norms: list[float] = dataclasses.field(default_factory=list)  # of the last gradients
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     validation: dict[str, float] | None = None
-    best: dict[str, Any] | None = None  # {"step", "elbo"} of the best validation since the KL warm-up
+    best: dict[str, Any] | None = None  # {"step", "elbo" (or bound)} of the best since the KL warm-up
     bad: int = 0  # non-finite steps in a row. Not in the checkpoint: none is written while there are any
 
     def tensors(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from training import objective
 from training.config import TrainConfig
 from training.distributed import Ranks
-from training.networks import Posterior
+from training.networks import Output
 from training.schedule import Plan, clip_bound, is_spike, kl_weight, learning_rate
 from training.state import State
 
@@ -30,21 +30,29 @@ def take(
     config: TrainConfig,
     plan: Plan,
     now: State,
-    forward: Callable[[Tensor, Tensor], tuple[Tensor, Posterior]],
+    forward: Callable[[Tensor, Tensor], Output],
     images: Tensor,
     eps: Tensor,
     ranks: Ranks,
 ) -> Outcome:
-    """Change `now` by one step on this process's share of a batch, `images` [n, c, h, w] and `eps` [n, d]."""
+    """Change `now` by one step on this process's share of a batch, `images` [n, c, h, w] and `eps` [n, d],
+    or [n, k, d] for a bound of k samples."""
     lr = learning_rate(config, now.step, plan.total)
     beta = config.beta * kl_weight(config, now.step, plan.total)
     for group in now.optimizer.param_groups:
         group["lr"] = lr
-    logits, posterior = forward(images, eps)
+    output = forward(images, eps)
     total = ranks.sum if ranks.size > 1 else None
-    terms, squares = objective.terms(config.kind, logits, images, posterior, total=total)
+    distortions, squares = objective.distortions(
+        config.kind, output, images, total=total, levels=config.levels
+    )
+    terms = objective.terms(distortions, output)
+    if config.iwae == 1:
+        loss = objective.loss(terms, beta, config.free_bits)
+    else:
+        loss = -objective.bound(distortions, output, beta).mean()
     # DDP takes the mean over processes, whose shares may differ by an image.
-    loss = objective.loss(terms, beta, config.free_bits) * (len(images) * ranks.size / config.batch)
+    loss = loss * (len(images) * ranks.size / config.batch)
     now.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm_tensor = torch.nn.utils.clip_grad_norm_(now.network.parameters(), clip_bound(config, now.norms))

@@ -29,13 +29,13 @@ from training.compiling import compiled
 from training.config import ConfigError, TrainConfig, resolve
 from training.data import Images
 from training.distributed import Ranks
-from training.networks import VAE, Posterior
+from training.networks import VAE, Output
 from training.precision import autocast, cast, chosen
 from training.progress import Progress, Silent, shown
 from training.schedule import Plan
 from training.state import State
 from training.tracking import TensorBoard
-from training.validation import evaluate
+from training.validation import evaluate, judged
 
 FEW_PIXELS = 2**15  # in a batch: below that a second thread costs more in waiting than it brings
 MOST_BAD_STEPS = 20  # non-finite in a row: from there no run has come back
@@ -170,7 +170,7 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
 def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[str, Any]:
     """Validate the averaged weights, note the best, and begin new sums: the line of metrics.jsonl."""
     now.validation = evaluate(now.average, job.pixels, job.data.split.validation, job.config, job.ranks)
-    elbo = now.validation["elbo"]
+    elbo = judged(now.validation)
     if not math.isfinite(elbo):
         raise TrainingError(
             f"the validation ELBO is {elbo} at step {now.step}; {_kept(job)}; "
@@ -190,6 +190,7 @@ def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[s
         },
         "validation": now.validation,
         "sigma": math.sqrt(float(now.average.variance)),
+        **({} if now.average.scale is None else {"scale": float(now.average.scale)}),
         "lr": done.lr,
         "beta": done.beta,
         "images_per_second": round(speed, 1),
@@ -203,7 +204,7 @@ def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[s
     return line
 
 
-def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], tuple[Tensor, Posterior]]:
+def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], Output]:
     """The network as the loop calls it: compiled, parallel under torchrun, in the config's precision."""
     config, device = job.config, job.pixels.device
     module: torch.nn.Module = network
@@ -251,7 +252,12 @@ def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ra
     if newest and checkpoint.read_state(newest)["data"]["digest"] != data.digest:
         raise TrainingError(f"the images are not those that {run} was trained on: start a new --run")
     config = resolve(
-        config, name=data.name, train=len(data.split.train), image=data.shape, binary=data.binary
+        config,
+        name=data.name,
+        train=len(data.split.train),
+        image=data.shape,
+        binary=data.binary,
+        levels=data.levels,
     )
     config = replace(config, precision=chosen(config.precision, ranks.device(config.device)))
     run.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@
  * @property {number} size how many numbers those are
  * @property {number[]} kl nats that each number carries on average; empty if nobody measured it
  * @property {string[]} labels names of the classes; empty without any
- * @property {boolean} mixed whether it has a fitted prior besides N(0, I)
+ * @property {string[]} priors what it samples from, where there is a choice; the usual one first
  * @property {boolean} scored whether it says how likely an image is
  * @property {boolean} mapped whether it brings a map
  * @property {number} rows how many images or latents one request may have
@@ -28,11 +28,18 @@ export function describe({ model, manifest, limits }) {
     size: manifest.latent.shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1),
     kl: (manifest.latent.kl ?? []).flat(Infinity),
     labels: manifest.labels ?? [],
-    mixed: manifest.prior?.kind === "gmm",
+    priors: priorsOf(manifest),
     scored: Boolean(manifest.likelihood),
     mapped: Boolean(manifest.map),
     rows: Math.min(limits.max_images, limits.max_samples),
   };
+}
+
+/** What may be asked for besides the usual, which comes first. @param {any} manifest @returns {string[]} */
+function priorsOf({ prior, files }) {
+  if (prior?.kind === "gmm") return ["mixture", "normal"];
+  if (prior?.kind !== "flow") return [];
+  return files["prior.npz"] ? ["flow", "mixture", "normal"] : ["flow", "normal"];
 }
 
 /** The `count` latent dimensions that carry most, the strongest first. @param {Model} model @param {number} count */

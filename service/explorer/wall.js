@@ -16,7 +16,7 @@ export function wall(panel, session) {
   const temperature = find(form, "[name=temperature]", HTMLInputElement);
   const choices = [
     { name: "label", values: model.labels },
-    { name: "prior", values: model.mixed ? ["mixture", "normal"] : [] },
+    { name: "prior", values: model.priors },
   ].map(({ name, values }) => {
     const select = find(form, `[name=${name}]`, HTMLSelectElement);
     find(form, `[data-for=${name}]`, HTMLElement).hidden = !values.length;

@@ -39,6 +39,7 @@ from service.runtime.graph import GraphError, check_graph
 FORMAT = 1
 MANIFEST = "manifest.json"
 REQUIRED = ("encoder.onnx", "decoder.onnx", "golden.npz")
+DENSITY = "density.onnx"  # beside a flow: which way its latents came, and how likely they are
 # A manifest is a few kilobytes; anything much larger is not one, and is not worth parsing.
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILE_BYTES = (2 << 30) - 1  # what protobuf can hold, so no graph is larger
@@ -107,7 +108,11 @@ class LikelihoodSpec(_Record):
 
 
 class PriorSpec(_Record):
-    """p(z): N(0, I), or a density in `file` fitted to (gmm) or trained with (flow) the posterior."""
+    """p(z): N(0, I), or a density in `file` fitted to (gmm) or trained with (flow) the posterior.
+
+    A flow is a graph, prior.onnx. Beside it may lie density.onnx, its other direction, and prior.npz, the
+    mixture that other models have in its place.
+    """
 
     kind: Literal["normal", "gmm", "flow"] = "normal"
     file: str | None = None
@@ -198,7 +203,8 @@ class Golden(NamedTuple):
     """What torch gave for a few images at export; the engine must give the same.
 
     input uint8 [k,h,w,c]; mean, logvar float32 [k,*latent]; image uint8 and pixels float32
-    [k,h,w,c], both decoded from `mean`.
+    [k,h,w,c], both decoded from `mean`. Where the prior is a flow: eps and z float32 [k,*latent], what the
+    flow makes of eps; with density.onnx, log_density float32 [k] of z.
     """
 
     input: NDArray[np.uint8]
@@ -206,9 +212,13 @@ class Golden(NamedTuple):
     logvar: NDArray[np.float32]
     image: NDArray[np.uint8]
     pixels: NDArray[np.float32]
+    eps: NDArray[np.float32] | None = None
+    z: NDArray[np.float32] | None = None
+    log_density: NDArray[np.float32] | None = None
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, allow_pickle=False, **self._asdict())
+        arrays = {name: array for name, array in self._asdict().items() if array is not None}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 @dataclass(frozen=True)
@@ -274,13 +284,17 @@ class Bundle:
             "image": ("uint8", pixels),
             "pixels": ("float32", pixels),
         }
+        if self.manifest.prior is not None and self.manifest.prior.kind == "flow":
+            expected |= {"eps": ("float32", latent), "z": ("float32", latent)}
+            if DENSITY in self.manifest.files:
+                expected["log_density"] = ("float32", ())
         for key, (dtype, shape) in expected.items():
             array = arrays.get(key)
             if array is None or rows == 0 or array.dtype != dtype or array.shape != (rows, *shape):
                 found = "is missing" if array is None else f"is {array.dtype} {list(array.shape)}"
                 raise BundleError(
-                    f"{self.path / 'golden.npz'}: {key} {found}, expected {dtype} [k, "
-                    f"{', '.join(map(str, shape))}]; export the model again"
+                    f"{self.path / 'golden.npz'}: {key} {found}, expected {dtype} "
+                    f"[{', '.join(('k', *map(str, shape)))}]; export the model again"
                 )
         # Pixels are k / (levels - 1) of 255, rounded: what lies between two levels was never in the data.
         steps = image.levels - 1

@@ -5,11 +5,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.runtime.bundle import Bundle, BundleError, Manifest
+from service.runtime.bundle import DENSITY, Bundle, BundleError, Manifest
 from service.runtime.calibration import read_calibration
 from service.runtime.latent_map import read_map
 from service.runtime.ort import ort
-from service.runtime.prior import read_prior
+from service.runtime.prior import Flow, read_prior
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: dict[Provider, tuple[str, dict[str, str]]] = {
@@ -28,6 +28,7 @@ _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 ByteImages = NDArray[np.uint8]  # [n, h, w, c]
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 
 class Posterior(NamedTuple):
@@ -56,10 +57,11 @@ class Engine:
         vectors must hold without graph optimisation as well."""
         check_provider(provider)
         self.bundle = bundle
-        self.prior = read_prior(bundle)
         self.calibration = read_calibration(bundle)
         self.map = read_map(bundle)
         options = _options(threads, optimise)
+        self._flow, self._density = _flow(bundle, options, provider)
+        self.prior = read_prior(bundle, self._as_prior())
         self._encoder = _session(bundle, "encoder.onnx", options, provider)
         self._decoder = _session(bundle, "decoder.onnx", options, provider)
         image, latent = bundle.manifest.image, bundle.manifest.latent.shape
@@ -102,11 +104,39 @@ class Engine:
         (pixels,) = self._decoder.run(["pixels"], {"z": latents})
         return pixels  # type: ignore[no-any-return]
 
+    def transform(self, eps: Floats) -> Floats:
+        """Of a bundle with a flow: noise float32 [n, *latent] → latents float32 [n, *latent]."""
+        assert self._flow is not None
+        _check_array("eps", eps, np.float32, self._latent_shape)
+        (z,) = self._flow.run(["z"], {"eps": eps})
+        return z  # type: ignore[no-any-return]
+
+    def log_density(self, latents: Floats) -> Doubles:
+        """Of a bundle with a flow: float32 [n, *latent] → log p(z) in nats, float64 [n]."""
+        assert self._density is not None
+        _check_array("latents", latents, np.float32, self._latent_shape)
+        (density,) = self._density.run(["log_density"], {"z": latents})
+        return density.astype(np.float64)  # type: ignore[no-any-return]
+
+    def _as_prior(self) -> Flow | None:
+        if self._flow is None:
+            return None
+        return Flow(self.transform, self.log_density if self._density is not None else None)
+
     def _replay_golden(self) -> None:
         golden, allowed = self.bundle.golden(), self.manifest.tolerance
+        # A log density is a sum over dimensions, each of which may be off by so much.
+        of_density = allowed.latent * self.manifest.latent.size
         try:
             posterior = self.encode(golden.input)
             image, pixels = self._decoder.run(["image", "pixels"], {"z": golden.mean})
+            of_flow: list[tuple[str, Any, Any, float]] = []
+            if self._flow is not None and golden.eps is not None:  # it is there, `Bundle.golden` has looked
+                of_flow.append(("z", self.transform(golden.eps), golden.z, allowed.latent))
+            if self._density is not None:
+                eps, density = self._density.run(["eps", "log_density"], {"z": golden.z})
+                of_flow.append(("eps", eps, golden.eps, allowed.latent))
+                of_flow.append(("log_density", density, golden.log_density, of_density))
         except Exception as error:  # onnxruntime has no one base class for what a graph can do wrong
             raise BundleError(
                 f"{self.bundle.path}: the graphs fail on the golden vectors ({_first_line(error)}); "
@@ -117,6 +147,7 @@ class Engine:
             ("logvar", posterior.logvar, golden.logvar, allowed.latent),
             ("pixels", pixels, golden.pixels, allowed.pixels),
             ("image", image, golden.image, float(allowed.levels)),
+            *of_flow,
         ):
             if found.shape != expected.shape:
                 raise BundleError(
@@ -130,6 +161,27 @@ class Engine:
                     f"{limit:g}; this machine or its onnxruntime computes something else than was "
                     "trained: try another onnxruntime version, or export the model again"
                 )
+
+
+def _flow(
+    bundle: Bundle, options: ort.SessionOptions, provider: Provider
+) -> tuple[ort.InferenceSession | None, ort.InferenceSession | None]:
+    """The two directions of a flow prior: noise to latents, and back with their density if it has that."""
+    spec, latent = bundle.manifest.prior, bundle.manifest.latent.shape
+    if spec is None or spec.kind != "flow":
+        return None, None
+    if spec.file is None or not spec.file.endswith(".onnx"):  # what is called otherwise is not checked as one
+        raise BundleError(
+            f"{bundle.path}: its prior is a flow and names no graph (prior.onnx); publish it again"
+        )
+    flow, density = _session(bundle, spec.file, options, provider), None
+    vectors = ("float32", latent)
+    _check_graph(bundle, spec.file, flow, inputs={"eps": vectors}, outputs={"z": vectors})
+    if DENSITY in bundle.manifest.files:
+        density = _session(bundle, DENSITY, options, provider)
+        outputs: dict[str, tuple[str, tuple[int, ...]]] = {"eps": vectors, "log_density": ("float32", ())}
+        _check_graph(bundle, DENSITY, density, inputs={"z": vectors}, outputs=outputs)
+    return flow, density
 
 
 def check_provider(provider: Provider) -> None:

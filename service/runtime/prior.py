@@ -6,7 +6,7 @@ its bit generators stay as they are, and does not promise it of `Generator.norma
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -19,7 +19,10 @@ from service.runtime.bundle import Bundle, BundleError
 
 SEEDS = 2**53  # seeds are 0 … 2^53 - 1: what survives a trip through JSON in every language
 
-PriorKind = Literal["normal", "mixture"]
+MIXTURE_FILE = "prior.npz"
+NO_DENSITY = "its prior is a flow without density.onnx, so nothing is known of how likely latents are"
+
+PriorKind = Literal["normal", "mixture", "flow"]
 Floats = NDArray[np.float32]
 
 
@@ -63,20 +66,43 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """A prior that was trained with the model: `sample` makes latents float32 [n, *shape] of noise of that
+    shape; `log_density` is log p(z) of latents in nats, float64 [n], None where the bundle does not say."""
+
+    sample: Callable[[Floats], Floats]
+    log_density: Callable[[Floats], NDArray[np.float64]] | None = None
+
+
+@dataclass(frozen=True)
 class Prior:
-    """What a model samples from: N(0, I), or a mixture that was fitted to its posterior."""
+    """What a model samples from: N(0, I), a mixture that was fitted to its posterior, or its flow."""
 
     shape: tuple[int, ...]
     mixture: Mixture | None = None
     by_label: Mapping[int, Mixture] = field(default_factory=dict)  # of the images with each label alone
+    flow: Flow | None = None
 
     @property
     def kinds(self) -> tuple[PriorKind, ...]:
         """What can be sampled from; the last is what is served where nothing else is asked for."""
-        return ("normal", "mixture") if self.mixture else ("normal",)
+        fitted: tuple[PriorKind, ...] = ("mixture",) if self.mixture else ()
+        trained: tuple[PriorKind, ...] = ("flow",) if self.flow else ()
+        return ("normal", *fitted, *trained)
+
+    def chosen(self, kind: PriorKind | None = None, label: int | None = None) -> PriorKind:
+        """What is sampled from where `kind` or `label` is asked for."""
+        return "mixture" if label is not None else kind or self.kinds[-1]
 
     def log_density(self, latents: Floats) -> NDArray[np.float64]:
-        """log p(z) in nats of latents [n, *shape] under what is sampled from by default, float64 [n]."""
+        """log p(z) in nats of latents [n, *shape] under what is sampled from by default, float64 [n].
+
+        ValueError where that is a flow whose density the bundle does not say.
+        """
+        if self.flow is not None:
+            if self.flow.log_density is None:
+                raise ValueError(NO_DENSITY)
+            return self.flow.log_density(latents)
         z = latents.reshape(len(latents), -1).astype(np.float64)
         return log_standard_normal(z) if self.mixture is None else self.mixture.log_density(z)
 
@@ -90,16 +116,35 @@ class Prior:
         label: int | None = None,
         truncation: float | None = None,
     ) -> Floats:
-        """Latents float32 [len(rows), *shape]; `temperature` scales the deviation, within each component.
+        """Latents float32 [len(rows), *shape]; `temperature` scales the deviation of the noise, within each
+        component of a mixture, and before a flow.
 
         `kind` is one of `kinds`; `label`, one of `by_label`, takes that label's mixture instead.
         `truncation` t takes the noise from a normal that is cut off at ±t.
         """
+        drawn = self.draw(
+            seed=seed, rows=rows, temperature=temperature, kind=kind, label=label, truncation=truncation
+        )
+        if self.flow is not None and self.chosen(kind, label) == "flow":
+            return self.flow.sample(drawn)
+        return drawn
+
+    def draw(
+        self,
+        *,
+        seed: int,
+        rows: range,
+        temperature: float = 1.0,
+        kind: PriorKind | None = None,
+        label: int | None = None,
+        truncation: float | None = None,
+    ) -> Floats:
+        """What `sample` gives; of a flow (see `chosen`) the noise that it has still to make latents of."""
 
         def cut(normals: Floats) -> Floats:
             return normals if truncation is None else truncated(normals, truncation)
 
-        mixture = self.mixture if (kind or self.kinds[-1]) == "mixture" else None
+        mixture = self.mixture if self.chosen(kind) == "mixture" else None
         if label is not None:
             mixture = self.by_label[label]
         if mixture is None:
@@ -110,24 +155,24 @@ class Prior:
         return mixture.at(uniform[:, words], normals, temperature).reshape(len(rows), *self.shape)
 
 
-def read_prior(bundle: Bundle) -> Prior:
-    """The prior that a bundle asks for; BundleError when its file is not what it should be."""
+def read_prior(bundle: Bundle, flow: Flow | None = None) -> Prior:
+    """The prior that a bundle asks for, whose graphs are `flow` if it has any; BundleError when its file is
+    not what it should be."""
     shape, spec = bundle.manifest.latent.shape, bundle.manifest.prior
     if spec is None or spec.kind == "normal":
         return Prior(shape)
-    if spec.kind != "gmm":
-        raise BundleError(
-            f"{bundle.path}: this vaeserve cannot sample from a {spec.kind} prior yet; upgrade it"
-        )
-    if spec.file is None:
+    if spec.kind == "flow" and MIXTURE_FILE not in bundle.manifest.files:
+        return Prior(shape, flow=flow)
+    file = MIXTURE_FILE if spec.kind == "flow" else spec.file
+    if file is None:
         raise BundleError(f"{bundle.path}: its prior is a mixture and names no file; publish it again")
-    arrays = bundle.arrays(spec.file)
-    mixture = _read_mixture(bundle, spec.file, arrays, "")
+    arrays = bundle.arrays(file)
+    mixture = _read_mixture(bundle, file, arrays, "")
     by_label = {}
     for number in range(len(bundle.manifest.labels or ())):
         if f"label{number}_weights" in arrays:
-            by_label[number] = _read_mixture(bundle, spec.file, arrays, f"label{number}_")
-    return Prior(shape, mixture, by_label)
+            by_label[number] = _read_mixture(bundle, file, arrays, f"label{number}_")
+    return Prior(shape, mixture, by_label, flow)
 
 
 def write_prior(path: Path, mixture: Mixture, by_label: Mapping[int, Mixture]) -> None:

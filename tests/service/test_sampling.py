@@ -5,13 +5,14 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from client import BadRequest, Client
 from service.runtime.bundle import PriorSpec, publish
 from service.runtime.prior import Mixture, noise, write_prior
 from service.runtime.repository import open_engine
 from service.settings import Settings
-from tests.bundles import make_bundle, make_draft
+from tests.bundles import make_bundle, make_draft, with_flow
 from tests.conftest import in_a_thread
 
 LABELS = ("cat", "1", "dog", "bird")  # a name may look like a number
@@ -24,8 +25,11 @@ def point(*place):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """labelled@1 with a mixture of all images and of three of its four labels; plain@1 with none."""
-    folder, work = (tmp_path_factory.mktemp(name) for name in ("models", "draft"))
+    """labelled@1 with a mixture of all images and of three of its four labels; plain@1 with none; flowing@1
+    with a flow beside those mixtures; bare@1 with one that says no density."""
+    folder, work, flowing, bare = (
+        tmp_path_factory.mktemp(name) for name in ("models", "draft", "flow", "bare")
+    )
     draft = make_draft(work)
     by_label = {0: point(2, 0, 0, 0), 1: point(0, 2, 0, 0), 2: point(0, 0, 2, 0)}
     write_prior(work / "prior.npz", point(1, 1, 1, 1), by_label)
@@ -33,6 +37,11 @@ def repository(tmp_path_factory):
     manifest = draft.manifest.model_copy(update={"labels": LABELS, "prior": prior})
     publish(folder, "labelled", replace(draft, manifest=manifest))
     make_bundle(folder, "plain")
+    draft = make_draft(flowing)
+    write_prior(flowing / "prior.npz", point(1, 1, 1, 1), by_label)
+    draft = with_flow(replace(draft, manifest=draft.manifest.model_copy(update={"labels": LABELS})))
+    publish(folder, "flowing", draft)
+    publish(folder, "bare", with_flow(make_draft(bare), density=False))
     return folder
 
 
@@ -83,7 +92,10 @@ def test_the_prior_is_the_caller_s_choice(url):
         ("label=cat&prior=normal", "/label", "'normal' knows no labels; leave out `prior`"),
         ("label=cat&model=plain", "/label", "plain@1 cannot sample by label"),
         ("prior=mixture&model=plain", "/prior", "plain@1 has no prior 'mixture'; it has normal"),
-        ("prior=flat", "/prior", "'normal' or 'mixture'"),
+        ("prior=flow", "/prior", "labelled@1 has no prior 'flow'; it has normal, mixture"),
+        ("prior=mixture&model=bare", "/prior", "bare@1 has no prior 'mixture'; it has normal, flow"),
+        ("label=cat&prior=flow&model=flowing", "/label", "'flow' knows no labels; leave out `prior`"),
+        ("prior=flat", "/prior", "'normal', 'mixture' or 'flow'"),
     ],
 )
 def test_what_a_model_cannot_sample_is_a_422_that_says_what_it_can(url, query, pointer, said):
@@ -97,6 +109,46 @@ def test_what_a_model_cannot_sample_is_a_422_that_says_what_it_can(url, query, p
     posted = httpx.post(f"{url}/sample", json=asked).json()
     assert posted["errors"][0]["location"] == "body"
     assert posted["errors"][0]["pointer"] == pointer
+
+
+def test_a_flow_is_sampled_by_default_and_the_others_where_they_are_asked_for(url, repository):
+    eps, asked = noise(7, range(3), (4,)), f"{url}/sample?model=flowing&seed=7&n=3&return=latents"
+    for more, expected in {
+        "": 2 * eps + 1,
+        "&prior=flow": 2 * eps + 1,
+        "&temperature=0.5": eps + 1,
+        "&temperature=0": np.ones((3, 4)),
+        "&prior=normal": eps,
+        "&prior=mixture": np.ones((3, 4)),
+        "&label=dog": 2 * np.eye(4)[[2, 2, 2]],
+    }.items():
+        np.testing.assert_allclose(latents(httpx.get(asked + more)), expected, atol=1e-4, err_msg=more)
+    cut = latents(httpx.get(f"{asked}&truncation=0.5"))
+    assert np.abs(cut - 1).max() <= 1 + 1e-6
+    body = {"model": "flowing", "seed": 7, "return": ["latents"]}
+    np.testing.assert_allclose(latents(httpx.post(f"{url}/sample", json=body)), 2 * eps[:1] + 1, rtol=1e-5)
+    with Client(url, model="flowing") as client:
+        images = client.sample(3, seed=7, prior="flow").images
+    engine = open_engine(repository / "flowing/1")
+    np.testing.assert_array_equal(images, engine.decode(2 * eps + 1))
+
+
+def test_a_flow_s_protocol_model_samples_it_too(url):
+    asked = {"inputs": [{"name": "seed", "datatype": "INT64", "shape": [2, 1], "data": [7, 9]}]}
+    answer = httpx.post(f"{url}/v2/models/flowing.sample/infer", json=asked).json()
+    z = next(each["data"] for each in answer["outputs"] if each["name"] == "z")
+    expected = np.concatenate([noise(seed, range(1), (4,)) for seed in (7, 9)])
+    np.testing.assert_allclose(np.reshape(z, (2, 4)), 2 * expected + 1, rtol=1e-5)
+
+
+def test_scores_take_the_flow_s_density_or_say_that_there_is_none(url, repository):
+    image = np.zeros((1, 8, 8, 1), int).tolist()
+    scores = httpx.post(f"{url}/score?model=flowing", json={"images": image}).json()
+    mean = open_engine(repository / "flowing/1").encode(np.zeros((1, 8, 8, 1), np.uint8)).mean
+    assert scores["log_prior"] == pytest.approx([norm(1, 2).logpdf(mean).sum()], rel=1e-5)
+    answer = httpx.post(f"{url}/score?model=bare", json={"images": image})
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/wrong-model")
+    assert "density.onnx" in answer.json()["detail"]
 
 
 def test_the_client_asks_for_prior_and_label(url, repository):

@@ -34,7 +34,7 @@ def test_any_shape_comes_back(shape):
     height, width, channels = shape
     network = small(*shape)
     images = torch.rand(3, channels, height, width)
-    logits, posterior = network(images, torch.randn(3, 6))
+    logits, posterior, *_ = network(images, torch.randn(3, 6))
     assert logits.shape == images.shape
     assert posterior.mean.shape == posterior.logvar.shape == (3, 6)
 
@@ -43,10 +43,10 @@ def test_any_shape_comes_back(shape):
 def test_every_weight_has_a_gradient_and_no_layer_mixes_images(shape):
     network = small(*shape)
     images = torch.rand(3, shape[2], *shape[:2])
-    logits, posterior = network(images, torch.zeros(3, 6))
+    logits, posterior, *_ = network(images, torch.zeros(3, 6))
     (logits.square().sum() + posterior.logvar.sum()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-    alone, _ = network(images[1:2], torch.zeros(1, 6))
+    alone, *_ = network(images[1:2], torch.zeros(1, 6))
     torch.testing.assert_close(alone, logits[1:2], atol=1e-5, rtol=1e-4)
 
 

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from service.runtime import engine
-from service.runtime.bundle import BundleError, Draft, read_bundle
+from service.runtime.bundle import BundleError, Draft, PriorSpec, read_bundle
 from service.runtime.engine import Engine
+from service.runtime.prior import noise
 from service.runtime.repository import Repository, find, open_engine
-from tests.bundles import encoder_graph, make_bundle, make_draft
+from tests.bundles import encoder_graph, flow_graph, make_bundle, make_draft, with_flow
 
 rng = np.random.default_rng(0)
 
@@ -107,12 +109,51 @@ def test_a_provider_that_does_not_start_is_refused_instead_of_falling_back(draft
         Engine(draft.bundle(), provider="cuda")
 
 
-def test_a_prior_that_this_version_cannot_sample_is_refused(draft):
-    manifest = draft.manifest.model_copy(
-        update={"prior": draft.manifest.prior.model_copy(update={"kind": "flow"})}
-    )
-    with pytest.raises(BundleError, match="flow prior yet; upgrade"):
+@pytest.mark.parametrize("latent", [(4,), (2, 3)])
+def test_a_flow_is_run_both_ways(tmp_path, latent):
+    """z = 2·eps + 1, whatever the latents' shape."""
+    prior = Engine(with_flow(make_draft(tmp_path, latent=latent)).bundle()).prior
+    assert prior.kinds == ("normal", "flow")
+    eps = noise(3, range(5), latent)
+    z = prior.sample(seed=3, rows=range(5))
+    np.testing.assert_allclose(z, 2 * eps + 1, rtol=1e-6)
+    np.testing.assert_allclose(prior.sample(seed=3, rows=range(5), temperature=0), 1)
+    np.testing.assert_array_equal(prior.sample(seed=3, rows=range(5), kind="normal"), eps)
+    expected = scipy.stats.norm(1, 2).logpdf(z).reshape(5, -1).sum(axis=1)
+    np.testing.assert_allclose(prior.log_density(z), expected, rtol=1e-5)
+
+
+def test_a_flow_without_its_density_samples_and_says_what_it_cannot(draft):
+    prior = Engine(with_flow(draft, density=False).bundle()).prior
+    np.testing.assert_allclose(prior.sample(seed=3, rows=range(2)), 2 * noise(3, range(2), (4,)) + 1)
+    with pytest.raises(ValueError, match=r"without density\.onnx"):
+        prior.log_density(np.zeros((1, 4), np.float32))
+
+
+def test_a_flow_that_names_no_graph_or_has_other_tensors_is_refused(draft):
+    flow = with_flow(draft)
+    for file in (None, "golden.npz"):
+        manifest = flow.manifest.model_copy(update={"prior": PriorSpec(kind="flow", file=file)})
+        with pytest.raises(BundleError, match="names no graph"):
+            Engine(Draft(draft.folder, manifest).bundle())
+    manifest = flow.manifest.model_copy(update={"prior": PriorSpec(kind="flow", file="decoder.onnx")})
+    with pytest.raises(BundleError, match=r"decoder\.onnx: its inputs are z, expected eps"):
         Engine(Draft(draft.folder, manifest).bundle())
+    (draft.folder / "prior.onnx").write_bytes(flow_graph((5,)))
+    with pytest.raises(BundleError, match=r"prior\.onnx: input `eps` is .* the manifest asks"):
+        Engine(flow.bundle())
+
+
+def test_a_flow_that_does_another_thing_than_its_golden_vectors_is_refused(draft):
+    flow = with_flow(draft)
+    golden = flow.bundle().golden()
+    for name in ("eps", "z", "log_density"):
+        golden._replace(**{name: getattr(golden, name) + np.float32(0.5)}).save(draft.folder / "golden.npz")
+        with pytest.raises(BundleError, match="off the golden vectors"):
+            Engine(flow.bundle())
+    golden._replace(eps=None).save(draft.folder / "golden.npz")
+    with pytest.raises(BundleError, match="eps is missing"):
+        Engine(flow.bundle())
 
 
 def test_repository_opens_the_newest_version_of_each_model(tmp_path):

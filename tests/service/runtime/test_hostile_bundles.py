@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -14,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from service.runtime.bundle import BundleError, read_bundle
+from service.runtime.bundle import BundleError, publish, read_bundle
 from service.runtime.graph import GraphError, check_graph
 from service.runtime.repository import open_engine
-from tests.bundles import decoder_graph, encoder_graph, make_bundle
+from tests.bundles import decoder_graph, encoder_graph, make_bundle, make_draft, with_flow
 
 
 @pytest.fixture
@@ -187,6 +188,21 @@ def test_no_name_leads_out_of_the_folder(bundle, name):
     refused(bundle, "calibration")
     edit(bundle, calibration=None, files={name: {"sha256": "0" * 64, "bytes": 1}})
     refused(bundle, "files")
+
+
+@pytest.mark.parametrize("name", ["prior.onnx", "density.onnx"])
+@pytest.mark.parametrize("change", [external_in_a_constant, custom_domain, endless_loop], ids=str)
+def test_the_graphs_of_a_flow_are_checked_like_the_others(tmp_path, name, change):
+    with TemporaryDirectory() as folder:
+        bundle = publish(tmp_path, "flowing", with_flow(make_draft(Path(folder))))
+    open_engine(bundle)
+    model = onnx.load(bundle / name)
+    change(model)
+    replace(bundle, name, model.SerializeToString())
+    refused(bundle, name)
+    (bundle / name).unlink()
+    (bundle / name).symlink_to("/etc/passwd")
+    refused(bundle, name, "symbolic link")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "golden.npz", "decoder.onnx"])
