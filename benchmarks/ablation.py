@@ -62,18 +62,18 @@ def random_branches(config: TrainConfig) -> VAE:
 
 def unit_variance(
     kind: str,
-    logits: Tensor,
+    output: networks.Output,
     pixels: Tensor,
-    posterior: networks.Posterior,
     variance: Tensor | None = None,
     total: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[objective.Terms, Tensor]:
-    """`objective.terms` with σ = 1 in training; validation gets the σ that was measured, as ever."""
+    levels: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`objective.distortions` with σ = 1 in training; validation gets the σ that was measured, as ever."""
     given = pixels.new_ones(()) if variance is None else variance
-    return TERMS("gaussian", logits, pixels, posterior, given, total)
+    return DISTORTIONS("gaussian", output, pixels, given, total, levels)
 
 
-TERMS = objective.terms
+DISTORTIONS = objective.distortions
 ROWS: dict[str, tuple[dict[str, object], Callable[[TrainConfig], VAE]]] = {
     "as it comes (pre, zero branches)": ({}, networks.build),
     "branches start at random": ({}, random_branches),
@@ -113,8 +113,8 @@ def trained(name: str, images: data.Images, seed: int, epochs: int | None) -> di
     config = TrainConfig(seed=seed, epochs=epochs, precision="float32", compile=False)
     config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
     config = resolve(config, name="digits", train=len(images.split.train), image=images.shape, binary=False)
-    terms = unit_variance if name == "σ = 1" else TERMS
-    with tempfile.TemporaryDirectory() as folder, patch.object(objective, "terms", terms):
+    distortions = unit_variance if name == "σ = 1" else DISTORTIONS
+    with tempfile.TemporaryDirectory() as folder, patch.object(objective, "distortions", distortions):
         run = trainer.fit(config, images, Path(folder) / "run", progress=Silent(), build=build)
         best = build(config)
         best.load_state_dict(checkpoint.read_tensors(run.checkpoint)["ema"])

@@ -22,14 +22,14 @@ HANGS = """
 import os, time
 from service.runtime.prior import Prior
 
-sample = Prior.sample
+draw = Prior.draw
 
 def hanging(*arguments, **options):
     while os.path.exists(os.environ["HANG"]):
         time.sleep(0.1)
-    return sample(*arguments, **options)
+    return draw(*arguments, **options)
 
-Prior.sample = hanging
+Prior.draw = hanging
 """
 
 
