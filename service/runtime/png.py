@@ -19,6 +19,13 @@ PLAIN = {1: b"\x08\x00\x00\x00\x00", 3: b"\x08\x02\x00\x00\x00"}
 MODES = {1: "L", 3: "RGB"}
 
 
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that a PNG declares; None: it is no PNG."""
+    if data[:16] != BEGIN or len(data) < 24:
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
 def read_plain(data: bytes, height: int, width: int, channels: int) -> NDArray[np.uint8] | None:
     """uint8 [height, width, channels] of a plain PNG of that size; None: it is something else, or broken."""
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + PLAIN[channels]

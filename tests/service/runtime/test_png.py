@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.runtime.images import ImageError, encode_image, read_image
-from service.runtime.png import read_plain
+from service.runtime.png import png_size, read_plain
 
 rng = np.random.default_rng(0)
 
@@ -84,3 +84,10 @@ def test_the_limit_on_pixels_holds_on_the_short_way():
     data = encode_image(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8))
     with pytest.raises(ImageError, match="8 × 8"):
         read_image(data, height=8, width=8, channels=1, fit="contain", max_pixels=63)
+
+
+def test_the_size_is_what_the_header_declares():
+    assert png_size(as_png(GREY.resize((9, 8)).convert("RGBA"))) == (9, 8)
+    assert png_size(PLAIN[:24]) == (8, 8)
+    assert png_size(PLAIN[:23]) is None
+    assert png_size(b"GIF89a" + PLAIN) is None
