@@ -40,11 +40,6 @@ Run = Callable[..., tuple[NDArray[Any], ...]]
 Keep = Callable[[float], None]
 
 
-def shared() -> bool:
-    """Whether this process is one of several whose values are added up."""
-    return FOLDER in os.environ
-
-
 class _Kept:
     """What was observed since the last `flush`, from any thread.
 

@@ -51,7 +51,7 @@ def new_id() -> str:
     global _ids
     if _ids is None:
         _ids = count(secrets.randbits(63))
-    return f"{next(_ids) & 0xFFFFFFFFFFFFFFFF:016x}"
+    return f"{next(_ids):016x}"
 
 
 _trace: ContextVar[Trace | None] = ContextVar("trace", default=None)

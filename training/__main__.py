@@ -16,6 +16,7 @@ from training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
     from service.runtime.bundle import Metric
+    from training.data import Images
 
 # torch, scikit-learn and matplotlib are imported inside the commands: `--help` must not take seconds.
 
@@ -292,13 +293,9 @@ def quantise(
     """Publish a bundle in eight-bit integers as <name>-int8, evaluated, with what it loses and gains on its
     card. Nothing is trained."""
     with _sentences():
-        from service.runtime.bundle import read_bundle
-        from training.data import Wanted, load
         from training.release import release_int8
 
-        image = read_bundle(bundle).manifest.image
-        wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
-        quantised = release_int8(bundle, load(data, wanted, _say), models, _say)
+        quantised = release_int8(bundle, _images_for(bundle, data, memory_limit), models, _say)
         _print_metrics(quantised)
         _say(f"published {quantised}")
 
@@ -315,13 +312,10 @@ def complete(
     """Publish a bundle's next version, the same model with what newer services can use: the calibration of
     its scores and the map of its latent space, from the validation images. Nothing is trained."""
     with _sentences():
-        from service.runtime.bundle import read_bundle
-        from training.data import Wanted, load
         from training.release import complete as publish_complete
 
-        image = read_bundle(bundle).manifest.image
-        wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
-        _say(f"published {publish_complete(bundle, load(data, wanted, _say), models, _say)}")
+        images = _images_for(bundle, data, memory_limit)
+        _say(f"published {publish_complete(bundle, images, models, _say)}")
 
 
 @app.command()
@@ -423,6 +417,16 @@ def _print_table(metrics: "dict[str, Metric]") -> None:
     for key, metric in metrics.items():
         error = f" ± {metric.se:.2g}" if metric.se is not None else ""
         _say(f"  {key:18s} {metric.value:.5g}{error}  (N = {metric.n:,})")
+
+
+def _images_for(bundle: Path, data: str, memory_limit: int) -> "Images":
+    """The data, brought to the size, channels and fit that the bundle's images have."""
+    from service.runtime.bundle import read_bundle
+    from training.data import Wanted, load
+
+    image = read_bundle(bundle).manifest.image
+    wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
+    return load(data, wanted, _say)
 
 
 def _say(text: Any) -> None:
