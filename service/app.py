@@ -19,7 +19,7 @@ from service.auth import ApiKeys
 from service.direct import Direct
 from service.pages import add_pages
 from service.problems import Problem, ProblemAnswers
-from service.routes import COMPUTING, add_routes
+from service.routes import add_routes, computing
 from service.served import Service
 from service.settings import Settings
 from service.telemetry import RequestTrace
@@ -121,6 +121,7 @@ def create_app(
 def _stack(service: Service) -> list[Middleware]:
     """What a request passes before FastAPI, from the outside in."""
     settings = service.settings
+    operations = [(each.method, each.path, each.endpoint) for each in computing()]
     return [
         Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
         *_cors(settings),
@@ -134,5 +135,5 @@ def _stack(service: Service) -> list[Middleware]:
             timeout=settings.timeout,
         ),
         # FastAPI would not see which route was traced.
-        *([] if settings.otel else [Middleware(Direct, operations=COMPUTING)]),
+        *([] if settings.otel else [Middleware(Direct, operations=[*operations, *oip.COMPUTING])]),
     ]

@@ -260,10 +260,13 @@ class Statistics:
         return self._pipelines[chosen.labels]
 
 
+Route = tuple[str, str, Callable[[Request], Awaitable[Response]]]
+
 MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+COMPUTING: tuple[Route, ...] = tuple(("POST", f"{model}/infer", infer) for model in MODEL)
 # Not in /openapi.json: the protocol has a specification of its own.
-ROUTES: tuple[tuple[str, str, Callable[[Request], Awaitable[Response]]], ...] = (
-    *(("POST", f"{model}/infer", infer) for model in MODEL),
+ROUTES: tuple[Route, ...] = (
+    *COMPUTING,
     ("GET", "/v2", server),
     ("GET", "/v2/health/live", live),
     ("GET", "/v2/health/ready", ready),

@@ -303,9 +303,9 @@ INFORMING = (
 )
 
 
-def add_routes(app: FastAPI) -> None:
-    """Every endpoint, with what /docs says about it."""
-    operations = [
+def computing() -> list[Operation]:
+    """Those that compute, in all their forms."""
+    return [
         replace(operation, name=operation.name + suffix, path=prefix + operation.path)
         for operation in COMPUTING
         for prefix, suffix in (
@@ -314,7 +314,11 @@ def add_routes(app: FastAPI) -> None:
             ("/models/{name}/versions/{version}", "_with_version"),
         )
     ]
-    for operation in (*operations, *INFORMING):
+
+
+def add_routes(app: FastAPI) -> None:
+    """Every endpoint, with what /docs says about it."""
+    for operation in (*computing(), *INFORMING):
         app.add_api_route(
             operation.path,
             operation.endpoint,

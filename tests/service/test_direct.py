@@ -2,7 +2,10 @@
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
+from service.direct import Direct
 from service.settings import Settings
 from tests.conftest import in_a_thread
 
@@ -36,6 +39,39 @@ def test_a_query_means_the_same_on_the_short_and_the_long_path(http, query):
             assert short.content == long.content
         else:
             assert {**short.json(), "instance": ""} == {**long.json(), "instance": ""}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/sample", "/models/tiny/sample", "/models/tiny/versions/2/sample", "/v2/models/tiny.sample/infer"],
+)
+def test_every_form_of_what_computes_goes_the_short_way(http, path, monkeypatch):
+    def passed_on(*_):
+        raise AssertionError("FastAPI was asked")
+
+    monkeypatch.setattr("fastapi.routing.APIRoute.matches", passed_on)
+    monkeypatch.setattr("starlette.routing.Route.matches", passed_on)
+    sample = {"inputs": [{"name": "seed", "shape": [1, 1], "datatype": "INT64", "data": [2]}]}
+    body = {"json": sample} if path.startswith("/v2") else {}
+    answer = http.request("POST" if body else "GET", path, **body)
+    assert answer.status_code == 200, answer.text
+    assert http.get("/models").status_code == 500  # which goes the long way
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/models//sample", "/models/tiny/version/1/sample", "/model/tiny/sample", "/x/sample"],
+)
+def test_a_path_that_only_looks_alike_is_not_found(http, path):
+    assert http.get(path).json()["type"] == "/problems/not-found"
+
+
+def test_paths_that_cannot_be_told_apart_are_refused():
+    async def endpoint(request: Request) -> Response:
+        return Response()
+
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        Direct(None, operations=[("GET", "/a/{name}/b", endpoint), ("GET", "/{name}/c/b", endpoint)])
 
 
 def test_head_and_wrong_methods_are_answered_as_everywhere(http):
