@@ -1,14 +1,18 @@
 """The differences that the ablation makes are the ones that its rows are named after."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import ablation
-from training import networks, objective
+from training import data, networks, objective
+from training.batches import Pixels
 from training.config import TrainConfig
 from training.networks import Output, Posterior, Residual
+from training.validation import evaluate
 
 CONFIG = TrainConfig(image_size=(8, 8), channels=1, latent=3, width=16, likelihood="gaussian")
 
@@ -45,3 +49,25 @@ def test_networks_differ_in_what_is_named_alone():
     x, block = torch.randn(1, 16, 4, 4), ablation.NormedResidual(16)
     added = block.plain.last.bias[:, None, None].expand_as(x)  # no more at the start, as without norms
     torch.testing.assert_close(block(x) - x, added)
+
+
+def test_the_elbo_in_the_table_is_the_one_that_training_is_judged_by_where_both_are_masses():
+    config = dataclasses.replace(CONFIG, likelihood="bernoulli", latent=3)
+    pixels = np.random.default_rng(0).choice([0, 255], (200, 8, 8, 1)).astype(np.uint8)
+    images = data.from_arrays("noise", pixels, np.arange(200) % 2)
+    network = networks.build(config).eval()
+    found = ablation.figures(network, images, config)
+    expected = evaluate(network, Pixels(images, torch.device("cpu")), images.split.test, config)
+    for name in ("elbo", "rate", "mse"):
+        key = {"elbo": "ELBO", "mse": "MSE"}.get(name, name)
+        assert found[key] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_a_gaussian_is_counted_as_the_mass_of_a_pixels_level():
+    config = dataclasses.replace(CONFIG, levels=256)
+    network = networks.build(config)
+    network.variance.fill_(0.25)
+    images = torch.full((1, 1, 8, 8), 100 / 255)
+    found = ablation.masses(network, config, images, images)
+    # The bin is narrow beside σ: its mass is its width times the density at its middle.
+    assert found == pytest.approx(64 * (math.log(1 / 255) - 0.5 * math.log(2 * math.pi * 0.25)), rel=1e-5)
