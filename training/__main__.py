@@ -15,7 +15,7 @@ import typer
 from training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
-    from service.runtime.bundle import Metric
+    from service.runtime.bundle import ImageSpec, Metric
     from training.data import Images
 
 # torch, scikit-learn and matplotlib are imported inside the commands: `--help` must not take seconds.
@@ -34,6 +34,11 @@ DEFAULTS = TrainConfig()
 
 IwaeK = Annotated[int, typer.Option(min=1, help="Samples per image of the importance-weighted bound.")]
 IwaeN = Annotated[int, typer.Option(min=1, help="Test images of that bound.")]
+MemoryLimit = Annotated[
+    int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
+]
+BundleFolder = Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")]
+TrainedOn = Annotated[str, typer.Option(help="The data that it was trained on.")]
 Models = Annotated[Path, typer.Option(help="Model repository to publish into.")]
 
 
@@ -98,9 +103,7 @@ def fit(
     fit: Annotated[
         FitChoice, typer.Option(help="How images of another aspect ratio are brought to size.")
     ] = FitChoice.contain,
-    memory_limit: Annotated[
-        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
-    ] = DEFAULTS.memory_limit,
+    memory_limit: MemoryLimit = DEFAULTS.memory_limit,
     likelihood: Annotated[
         LikelihoodChoice, typer.Option(help="auto: bernoulli for black-and-white images, else gaussian.")
     ] = LikelihoodChoice.auto,
@@ -209,14 +212,12 @@ def fit(
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
+    bundle: BundleFolder,
     data: Annotated[str, typer.Option(help="The data to evaluate on.")],
     seed: Annotated[int, typer.Option(help="Draws z ~ q(z|x).")] = 0,
     iwae_k: IwaeK = 100,
     iwae_n: IwaeN = 500,
-    memory_limit: Annotated[
-        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
-    ] = DEFAULTS.memory_limit,
+    memory_limit: MemoryLimit = DEFAULTS.memory_limit,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="[default: evaluation-<name>-<version>.json]")
     ] = None,
@@ -225,15 +226,13 @@ def evaluate(
     with _sentences():
         from service.runtime.cpus import usable_cpus
         from service.runtime.repository import open_engine
-        from training.data import Wanted, load
         from training.evaluate import evaluate as run_evaluation
 
         engine = open_engine(bundle, threads=usable_cpus())
-        manifest, image = engine.manifest, engine.manifest.image
+        manifest = engine.manifest
         if manifest.likelihood is None:
             raise ConfigError(f"{manifest.reference} says no likelihood, so there is no ELBO to compute")
-        wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
-        images = load(data, wanted, _say)
+        images = _images_like(manifest.image, data, memory_limit)
         evaluation = run_evaluation(engine, images, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n, say=_say)
         metrics = evaluation.metrics
         path = output or Path(f"evaluation-{manifest.name}-{manifest.version}.json")
@@ -283,38 +282,37 @@ def export(
 
 @app.command()
 def quantise(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
-    data: Annotated[str, typer.Option(help="The data that it was trained on.")],
+    bundle: BundleFolder,
+    data: TrainedOn,
     models: Models = Path("models"),
-    memory_limit: Annotated[
-        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
-    ] = DEFAULTS.memory_limit,
+    memory_limit: MemoryLimit = DEFAULTS.memory_limit,
 ) -> None:
     """Publish a bundle in eight-bit integers as <name>-int8, evaluated, with what it loses and gains on its
     card. Nothing is trained."""
     with _sentences():
+        from service.runtime.bundle import read_bundle
         from training.release import release_int8
 
-        quantised = release_int8(bundle, _images_for(bundle, data, memory_limit), models, _say)
+        images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
+        quantised = release_int8(bundle, images, models, _say)
         _print_metrics(quantised)
         _say(f"published {quantised}")
 
 
 @app.command()
 def complete(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")],
-    data: Annotated[str, typer.Option(help="The data that it was trained on.")],
+    bundle: BundleFolder,
+    data: TrainedOn,
     models: Models = Path("models"),
-    memory_limit: Annotated[
-        int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
-    ] = DEFAULTS.memory_limit,
+    memory_limit: MemoryLimit = DEFAULTS.memory_limit,
 ) -> None:
     """Publish a bundle's next version, the same model with what newer services can use: the calibration of
     its scores and the map of its latent space, from the validation images. Nothing is trained."""
     with _sentences():
+        from service.runtime.bundle import read_bundle
         from training.release import complete as publish_complete
 
-        images = _images_for(bundle, data, memory_limit)
+        images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
         _say(f"published {publish_complete(bundle, images, models, _say)}")
 
 
@@ -419,12 +417,10 @@ def _print_table(metrics: "dict[str, Metric]") -> None:
         _say(f"  {key:18s} {metric.value:.5g}{error}  (N = {metric.n:,})")
 
 
-def _images_for(bundle: Path, data: str, memory_limit: int) -> "Images":
-    """The data, brought to the size, channels and fit that the bundle's images have."""
-    from service.runtime.bundle import read_bundle
+def _images_like(image: "ImageSpec", data: str, memory_limit: int) -> "Images":
+    """The data, brought to the size, channels and fit of a model's images."""
     from training.data import Wanted, load
 
-    image = read_bundle(bundle).manifest.image
     wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
     return load(data, wanted, _say)
 
