@@ -440,7 +440,11 @@ def report(bench: Bench, singles: Any, others: Any, options: Any) -> None:
     ]
     for name in sorted(singles.keys() - {RAW}, key=lambda name: -middle(singles[name]).rate):
         it = middle(singles[name])
-        told = "" if len(singles[name]) == options.rounds else f" ({len(singles[name])} rounds)"
+        told = (
+            ""
+            if len(singles[name]) == options.rounds
+            else f" ({len(singles[name])} of {options.rounds} rounds)"
+        )
         lines.append(
             f"| {name}{told} | {it.rate:,.0f} | {it.rate / raw.rate:.2f} | {it.p50 * 1e3:.1f} | "
             f"{it.p99 * 1e3:.1f} | {it.server_cpu * 1e6:.0f} | {it.bad:.0f} |"

@@ -206,8 +206,10 @@ class Metrics:
         )
         # What the Open Inference Protocol tells as its own statistics (service/statistics.py), exactly.
         function = (*MODEL, "name")
-        self.oip = Counter("vae_oip_requests_total", "Steps", (*function, "step"), registry=registry)
-        self.oip_ns = Counter("vae_oip_nanoseconds_total", "Of steps", (*function, "step"), registry=registry)
+        self.oip = _Counter("vae_oip_requests_total", "Steps", (*function, "step"), registry=registry)
+        self.oip_ns = _Counter(
+            "vae_oip_nanoseconds_total", "Of steps", (*function, "step"), registry=registry
+        )
         self.oip_last = Gauge(
             "vae_oip_last_inference_milliseconds",
             "Since 1970",
@@ -215,8 +217,8 @@ class Metrics:
             registry=registry,
             multiprocess_mode="max",
         )
-        self.runs = Counter("vae_oip_runs_total", "Runs by rows", (*function, "rows"), registry=registry)
-        self.run_ns = Counter(
+        self.runs = _Counter("vae_oip_runs_total", "Runs by rows", (*function, "rows"), registry=registry)
+        self.run_ns = _Counter(
             "vae_oip_run_nanoseconds_total", "Of runs", (*function, "rows"), registry=registry
         )
         # labels() takes a microsecond, this a tenth; as many as there are routes, methods and statuses.
@@ -231,6 +233,10 @@ class Metrics:
             self.model_seconds,
             self.kl,
             self.errors,
+            self.oip,
+            self.oip_ns,
+            self.runs,
+            self.run_ns,
         )
 
     def answered(

@@ -17,6 +17,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from service import problems, tensors
+from service.headers import header
+from service.hops import body
 from service.metrics import Metrics
 from service.oip_models import FUNCTIONS, Arrays, Chosen, Specs, choose, every
 from service.problems import InvalidRequest, UnknownModel
@@ -26,6 +28,7 @@ from service.telemetry import seconds, timed
 from service.tensors import Inference
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics", "parameters"]
+HEADER_LENGTH = tensors.HEADER_LENGTH.lower().encode("ascii")
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 
 # --- infer ------------------------------------------------------------------------------------------------
@@ -63,8 +66,9 @@ async def infer(request: Request) -> Response:
 
 
 async def _read(request: Request, service: Service, chosen: Chosen) -> Inference:
-    data, headers = await request.body(), request.headers
-    coding, length = headers.get("content-encoding", ""), headers.get(tensors.HEADER_LENGTH)
+    data = await body(request)
+    coding = header(request.scope, b"content-encoding") or ""
+    length = header(request.scope, HEADER_LENGTH)
     limits = service.settings
     max_rows = limits.max_samples if chosen.name == "sample" else limits.max_images
 
@@ -83,18 +87,18 @@ async def _write(
     head: dict[str, Any] = {"model_name": chosen.full_name, "model_version": chosen.version}
     if asked.id is not None:
         head["id"] = asked.id
-    coding = tensors.coding(request.headers.get("accept-encoding", ""))
+    coding = tensors.coding(header(request.scope, b"accept-encoding") or "")
 
     def write() -> tuple[bytes, dict[str, str]]:
-        body, headers = tensors.write(head, arrays, chosen.outputs, asked.outputs)
-        if coding and len(body) >= tensors.COMPRESS_FROM:
-            body, headers["Content-Encoding"] = tensors.deflate(body, coding), coding
-        return body, headers
+        content, headers = tensors.write(head, arrays, chosen.outputs, asked.outputs)
+        if coding and len(content) >= tensors.COMPRESS_FROM:
+            content, headers["Content-Encoding"] = tensors.deflate(content, coding), coding
+        return content, headers
 
     values = sum(arrays[name].size for name in asked.outputs)
-    body, headers = await service.run(values, write)
+    content, headers = await service.run(values, write)
     headers |= {"X-Model": chosen.served.manifest.reference, "Vary": "Accept-Encoding"}
-    return Response(body, headers=headers)
+    return Response(content, headers=headers)
 
 
 def _deadline(parameters: Mapping[str, Any]) -> float | None:

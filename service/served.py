@@ -372,6 +372,7 @@ class Service:
 
     async def oip_counts(self) -> Counts:
         """What all workers have counted for the statistics of the Open Inference Protocol."""
+        self.measure()
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.metrics.oip_counts)
 
     async def run(self, values: int, function: Callable[[], T]) -> T:

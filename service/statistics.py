@@ -1,17 +1,15 @@
 """What the statistics of the Open Inference Protocol count: whole numbers, of all workers together.
 
 They are counters beside those of /metrics, and kept as those are (service/metrics.py): added up over the
-processes by whoever is asked, and immediately there.
+processes by whoever is asked, who may miss what others did in the last fifth of a second.
 """
 
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import Counter
-
 from service.batcher import Arrays, Run
-from service.metrics import Metrics
+from service.metrics import Keep, Metrics
 
 STEPS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 MODEL = ("model", "version", "name")  # of the VAE, and the function or graph of it
@@ -25,15 +23,15 @@ class Executions:
     def __init__(self, metrics: Metrics, *labels: str) -> None:
         self._metrics = metrics
         self._labels = labels
-        self._of_rows: dict[int, tuple[Counter, Counter]] = {}
+        self._of_rows: dict[int, tuple[Keep, Keep]] = {}
 
     def add(self, rows: int, ns: int) -> None:
-        if (counters := self._of_rows.get(rows)) is None:
+        if (keep := self._of_rows.get(rows)) is None:
             labels = (*self._labels, str(rows))
-            counters = self._metrics.runs.labels(*labels), self._metrics.run_ns.labels(*labels)
-            self._of_rows[rows] = counters
-        counters[0].inc()
-        counters[1].inc(ns)
+            keep = self._metrics.runs.labels(*labels).keep, self._metrics.run_ns.labels(*labels).keep
+            self._of_rows[rows] = keep
+        keep[0](1)
+        keep[1](ns)
 
     def counted(self, run: Run) -> Run:
         """`run`, each of whose calls is counted if it succeeds."""
@@ -52,7 +50,8 @@ class Requests:
 
     def __init__(self, metrics: Metrics, *labels: str) -> None:
         self._steps = {
-            step: (metrics.oip.labels(*labels, step), metrics.oip_ns.labels(*labels, step)) for step in STEPS
+            step: (metrics.oip.labels(*labels, step).keep, metrics.oip_ns.labels(*labels, step).keep)
+            for step in STEPS
         }
         self._last = metrics.oip_last.labels(*labels)
 
@@ -67,8 +66,8 @@ class Requests:
 
     def _add(self, step: str, ns: int) -> None:
         count, total = self._steps[step]
-        count.inc()
-        total.inc(ns)
+        count(1)
+        total(ns)
 
 
 def shown(counts: Counts, requests: tuple[str, ...], runs: tuple[str, ...]) -> dict[str, Any]:
