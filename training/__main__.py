@@ -64,6 +64,7 @@ class LikelihoodChoice(StrEnum):
 class PriorChoice(StrEnum):
     normal = "normal"
     flow = "flow"
+    mixture = "mixture"
 
 
 class ActivationChoice(StrEnum):
@@ -108,7 +109,8 @@ def fit(
         LikelihoodChoice, typer.Option(help="auto: bernoulli for black-and-white images, else gaussian.")
     ] = LikelihoodChoice.auto,
     prior: Annotated[
-        PriorChoice, typer.Option(help="normal: N(0, I); flow: a RealNVP, trained together with the rest.")
+        PriorChoice,
+        typer.Option(help="normal: N(0, I); flow (a RealNVP), mixture: trained together with the rest."),
     ] = PriorChoice.normal,
     iwae: Annotated[
         int, typer.Option(metavar="K", help="Samples per image of the bound that is trained; 1: the ELBO.")

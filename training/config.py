@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Fit = Literal["cover", "contain", "stretch"]
 Likelihood = Literal["bernoulli", "gaussian", "logistic"]
-Prior = Literal["normal", "flow"]
+Prior = Literal["normal", "flow", "mixture"]
 Activation = Literal["pre", "post"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -44,9 +44,10 @@ class TrainConfig:
     memory_limit: int = 1000  # MB of decoded images; more of them lie in a file that is mapped
     likelihood: Likelihood | Literal["auto"] = "auto"
     levels: int | None = None  # distinct values of a pixel, for the logistic; always the data's own
-    prior: Prior = "normal"  # that the rate is taken under; a flow is trained together with the rest
+    prior: Prior = "normal"  # that the rate is taken under; the others are trained together with the rest
     flow_blocks: int = 8
     flow_hidden: int = 256  # units of both hidden layers of each block
+    components: int = 50  # of a mixture
     iwae: int = 1  # samples of each image in the bound that is trained; 1 is the ELBO
     beta: float = 1.0  # weight of the rate in the loss; 1 is the ELBO, and validation is always at 1
     free_bits: float = 0.0  # nats of each latent dimension's mean rate that the loss does not count
@@ -80,9 +81,10 @@ class TrainConfig:
             "memory_limit": self.memory_limit >= 0,
             "likelihood": self.likelihood in ("auto", "bernoulli", "gaussian", "logistic"),
             "levels": self.levels is None or 2 <= self.levels <= 256,
-            "prior": self.prior in ("normal", "flow"),
+            "prior": self.prior in ("normal", "flow", "mixture"),
             "flow_blocks": self.flow_blocks >= 1,
             "flow_hidden": self.flow_hidden >= 1,
+            "components": self.components >= 1,
             "iwae": self.iwae >= 1,
             "precision": self.precision in ("auto", "float32", "bfloat16"),
             "beta": 0 <= self.beta < math.inf,
@@ -98,8 +100,8 @@ class TrainConfig:
         }.items():
             if not good:
                 raise ConfigError(f"{field} cannot be {getattr(self, field)!r}")
-        if self.prior == "flow" and self.free_bits:
-            raise ConfigError("a flow has no rate of a single dimension: leave out --free-bits")
+        if self.prior != "normal" and self.free_bits:
+            raise ConfigError(f"a {self.prior} has no rate of a single dimension: leave out --free-bits")
         if self.prior == "flow" and self.latent == 1:
             raise ConfigError("a flow moves some dimensions by others: --latent must be at least 2")
         if self.iwae > 1 and (self.beta != 1 or self.free_bits):

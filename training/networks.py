@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from training.config import Activation, TrainConfig
 from training.flow import Flow
+from training.mixture import Mixture
 
 LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
 SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
@@ -149,8 +150,8 @@ class Decoder(nn.Module):
 
 class Output(NamedTuple):
     """What a VAE makes of n images with k samples of each posterior, a sample's rows beside one another:
-    decoder logits [n·k, c, h, w]; the posterior [n, d]; its samples z [n·k, d]; log p(z) under the flow
-    [n·k] in nats, None where the prior is N(0, I); the logistic's scale [], None for other likelihoods."""
+    decoder logits [n·k, c, h, w]; the posterior [n, d]; its samples z [n·k, d]; log p(z) [n·k] in nats
+    under a trained prior, None where that is N(0, I); the logistic's scale [], None for other likelihoods."""
 
     logits: Tensor
     posterior: Posterior
@@ -166,7 +167,7 @@ class Output(NamedTuple):
 
 
 class VAE(nn.Module):
-    """Both networks, the prior's flow if it has one, and what the likelihood has: σ² of the Gaussian, a
+    """Both networks, the prior if that is trained too, and what the likelihood has: σ² of the Gaussian, a
     running value that is 1 until trained, and log s of the logistic, which is learned like any weight.
 
     Any encoder of images to a `Posterior` and any decoder of latents to logits will do.
@@ -180,7 +181,7 @@ class VAE(nn.Module):
         shape: Shape,
         encoder: nn.Module,
         decoder: nn.Module,
-        flow: Flow | None = None,
+        prior: Flow | Mixture | None = None,
         *,
         logistic: bool = False,
     ) -> None:
@@ -188,10 +189,15 @@ class VAE(nn.Module):
         self.shape = shape
         self.encoder = encoder
         self.decoder = decoder
-        self.flow = flow
+        self.prior = prior
         self.register_buffer("variance", torch.ones(()))
         scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if logistic else None
         self.register_parameter("log_scale", scale)
+
+    @property
+    def flow(self) -> Flow | None:
+        """The prior, if it is a flow: that is exported with the model."""
+        return self.prior if isinstance(self.prior, Flow) else None
 
     @property
     def scale(self) -> Tensor | None:
@@ -203,9 +209,9 @@ class VAE(nn.Module):
         posterior: Posterior = self.encoder(images)
         z = reparameterise(posterior, eps)
         log_prior = None
-        if self.flow is not None:  # its sums of logarithms need more than bfloat16 has
+        if self.prior is not None:  # its sums of logarithms need more than bfloat16 has
             with torch.autocast(z.device.type, enabled=False):
-                log_prior = self.flow.log_density(z.float())
+                log_prior = self.prior.log_density(z.float())
         return Output(self.decoder(z), posterior, z, log_prior, self.scale)
 
 
@@ -226,10 +232,12 @@ def build(config: TrainConfig) -> VAE:
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
         torch.manual_seed(config.seed)
         encoder, decoder = Encoder(shape), Decoder(shape)
-        flow = None
-        if config.prior == "flow":  # drawn last: without it the other weights are the same
-            flow = Flow(shape.latent, config.flow_blocks, config.flow_hidden)
-        return VAE(shape, encoder, decoder, flow, logistic=config.likelihood == "logistic")
+        prior: Flow | Mixture | None = None  # drawn last: without it the other weights are the same
+        if config.prior == "flow":
+            prior = Flow(shape.latent, config.flow_blocks, config.flow_hidden)
+        elif config.prior == "mixture":
+            prior = Mixture(shape.latent, config.components)
+        return VAE(shape, encoder, decoder, prior, logistic=config.likelihood == "logistic")
 
 
 class EncoderGraph(nn.Module):

@@ -26,8 +26,8 @@ SMALLEST_VARIANCE = math.exp(-12)
 
 
 class Terms(NamedTuple):
-    """The negative ELBO in its two parts, in nats: distortion [n], rate [n, d]; [n, 1] under a flow, whose
-    density is of all dimensions together."""
+    """The negative ELBO in its two parts, in nats: distortion [n], rate [n, d]; [n, 1] under a trained
+    prior, whose density is of all dimensions together."""
 
     distortion: Tensor
     rate: Tensor
@@ -39,7 +39,7 @@ def rate(posterior: Posterior) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
-def flow_rate(posterior: Posterior, log_prior: Tensor) -> Tensor:
+def trained_rate(posterior: Posterior, log_prior: Tensor) -> Tensor:
     """KL(q(z|x) ‖ p) estimated from log p(z) [n·k] of k samples each: minus the entropy of q, which has a
     closed form, minus their mean; [n, 1]."""
     entropy = 0.5 * (posterior.logvar + math.log(2 * math.pi) + 1).sum(1)
@@ -129,7 +129,7 @@ def terms(distortions: Tensor, output: Output) -> Terms:
     output has."""
     posterior, log_prior = output.posterior, output.log_prior
     return Terms(
-        distortions.mean(1), rate(posterior) if log_prior is None else flow_rate(posterior, log_prior)
+        distortions.mean(1), rate(posterior) if log_prior is None else trained_rate(posterior, log_prior)
     )
 
 

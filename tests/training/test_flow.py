@@ -74,7 +74,7 @@ def test_the_rate_under_a_flow_that_is_n_0_1_is_the_closed_form_on_average():
     posterior = objective.Posterior(torch.tensor([[0.5, -1.0]]), torch.tensor([[-1.0, 0.3]]))
     eps = torch.randn(1, 400_000, 2, generator=torch.Generator().manual_seed(0))
     z = (posterior.mean[:, None] + (posterior.logvar / 2).exp()[:, None] * eps).flatten(0, 1)
-    rate = objective.flow_rate(posterior, log_standard_normal(z))
+    rate = objective.trained_rate(posterior, log_standard_normal(z))
     assert rate.shape == (1, 1)
     assert rate.item() == pytest.approx(objective.rate(posterior).sum().item(), abs=0.01)
 
@@ -84,7 +84,7 @@ def test_without_a_flow_the_other_weights_are_the_same():
     plain, flowing = (build(dataclasses.replace(config, **settings)) for config in (TINY, FLOW))
     weights = flowing.state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in plain.state_dict().items())
-    assert any(name.startswith("flow.") for name in weights)
+    assert any(name.startswith("prior.") for name in weights)
 
 
 def test_in_bfloat16_the_flow_stays_float32():
@@ -191,7 +191,7 @@ def test_the_served_prior_explains_latents_better_and_both_bounds_are_reported(f
     z = torch.from_numpy(export.draw(mean, logvar, 0, 0))
     posterior = objective.Posterior(torch.from_numpy(mean), torch.from_numpy(logvar))
     with torch.no_grad():
-        rate = objective.flow_rate(posterior, network.flow.log_density(z)).mean().item()
+        rate = objective.trained_rate(posterior, network.flow.log_density(z)).mean().item()
     assert found["elbo_prior"].value == pytest.approx(-found["distortion"].value - rate, abs=1e-3)
     bounds = evaluate.iwae(engine, images[:40], mean[:40], logvar[:40], 20, 0)
     assert bounds["iwae_prior"].value > bounds["iwae"].value
