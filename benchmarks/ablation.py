@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.quality import _mean, split
 from service.runtime.bundle import ImageSpec, LikelihoodSpec
@@ -35,23 +35,9 @@ FEW = 10_000  # images: sets of as many are trained in float32, which takes no l
 ALONE = Ranks()
 
 
-class NormedResidual(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with GroupNorm of 8 channels a group."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(max(channels // 8, 1), channels) for _ in range(2))
-        self.plain = Residual(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.plain.first(nn.functional.silu(self.norms[0](x)))
-        last: Tensor = self.plain.last(nn.functional.silu(self.norms[1](inner)))
-        return x + last
-
-
 def with_norms(config: TrainConfig) -> VAE:
-    """The network with a normalised block in place of every residual one."""
-    with patch.dict(networks.RESIDUALS, {"pre": NormedResidual}):
+    """The network with GroupNorm in its residual blocks, however few they are."""
+    with patch.object(networks, "MOST_NORM_FREE", 0):
         return networks.build(config)
 
 

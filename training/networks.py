@@ -1,9 +1,11 @@
 """The encoder and the decoder: a convolutional residual VAE for images of any height and width.
 
 - Stages halve the image (rounding up) until its longer side is at most 7; the decoder mirrors them and crops.
-- No normalisation layers. BatchNorm's statistics would come from posterior samples and be used on prior
-  samples; and norm-free networks quantise well. Residual branches start at zero instead (`activation: pre`,
-  which reconstructs better), or the sum goes through an activation (`post`, which embeds better).
+- No normalisation layers up to two stages: such networks quantise well. Residual branches start at zero
+  instead (`activation: pre`, which reconstructs better), or the sum goes through an activation (`post`, which
+  embeds better). Deeper ones would come to draw the same picture for every image, and stay there: in their
+  residual blocks there is GroupNorm. Not BatchNorm: its statistics would come from posterior samples and be
+  used on prior samples.
 - Nearest upsampling and a convolution, not a transposed one: no checkerboard pattern.
 - One dial, `width`: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
 
@@ -23,6 +25,7 @@ from training.flow import Flow
 from training.mixture import Mixture
 
 LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
+MOST_NORM_FREE = 2  # stages
 SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
 FIRST_SCALE = 0.1  # of a logistic, on [0, 1]: about what grey images are off by at first
 SMALLEST_LOG_SCALE = -7.0  # as PixelCNN++ has it: a quarter of a grey level, where nothing is left to gain
@@ -60,6 +63,11 @@ class Shape:
         return tuple(self.base * min(2**stage, 4) for stage in range(len(self.sizes) - 1))
 
     @property
+    def normed(self) -> bool:
+        """Whether residual blocks have GroupNorm."""
+        return len(self.stages) > MOST_NORM_FREE
+
+    @property
     def hidden(self) -> int:
         return 8 * self.base
 
@@ -71,31 +79,42 @@ class Shape:
 
 
 class Residual(nn.Module):
-    """x + conv(silu(conv(silu(x)))), the identity at the start: its last convolution is zero."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), whose last convolution has no weight at the start; the norms
+    are there where `normed` says so."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, normed: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norms = nn.ModuleList(_norm(channels) if normed else nn.Identity() for _ in range(2))
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner: Tensor = self.last(functional.silu(self.first(functional.silu(x))))
+        inner: Tensor = self.first(functional.silu(self.norms[0](x)))
+        inner = self.last(functional.silu(self.norms[1](inner)))
         return x + inner
 
 
 class PostResidual(nn.Module):
-    """silu(y + conv(silu(conv(y)))) with y = silu(x), as He et al. (arXiv 1512.03385) had it."""
+    """silu(y + conv(silu(norm(conv(norm(y)))))) with y = silu(x), as He et al. (arXiv 1512.03385) had it but
+    for where the norms stand, if `normed` asks for them."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, normed: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norms = nn.ModuleList(_norm(channels) if normed else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.silu(x)
-        inner: Tensor = self.last(functional.silu(self.first(y)))
+        inner: Tensor = self.first(self.norms[0](y))
+        inner = self.last(functional.silu(self.norms[1](inner)))
         return y + inner  # what follows begins with silu
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Of eight channels a group (Wu & He, arXiv 1803.08494)."""
+    return nn.GroupNorm(max(1, channels // 8) if channels % 8 == 0 else 1, channels)
 
 
 RESIDUALS: dict[Activation, type[nn.Module]] = {"pre": Residual, "post": PostResidual}
@@ -109,7 +128,8 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         before, residual = shape.channels, RESIDUALS[shape.activation]
         for channels in shape.stages:
-            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), residual(channels), nn.SiLU()]
+            block = residual(channels, normed=shape.normed)
+            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), block, nn.SiLU()]
             before = channels
         self.stages = nn.Sequential(*layers)
         self.hidden = nn.Linear(shape.features, shape.hidden)
@@ -131,7 +151,8 @@ class Decoder(nn.Module):
         self.hidden = nn.Linear(shape.latent, shape.hidden)
         self.features = nn.Linear(shape.hidden, shape.features)
         channels = shape.stages
-        self.residuals = nn.ModuleList(RESIDUALS[shape.activation](c) for c in reversed(channels))
+        residual = RESIDUALS[shape.activation]
+        self.residuals = nn.ModuleList(residual(c, normed=shape.normed) for c in reversed(channels))
         after = (shape.channels, *channels[:-1])
         self.ups = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in zip(reversed(channels), reversed(after), strict=True)

@@ -139,3 +139,13 @@ def test_the_activation_of_residual_blocks_is_a_setting_and_an_old_config_s_is_p
     assert isinstance(build(TrainConfig.from_dict(old)).encoder.stages[1], Residual)
     with pytest.raises(ConfigError, match="activation"):
         TrainConfig(activation="none")
+
+
+@pytest.mark.parametrize("activation", ["pre", "post"])
+def test_deep_networks_have_norms_and_begin_as_those_without(activation):
+    assert not any(isinstance(each, torch.nn.GroupNorm) for each in small(28, 28, 1).modules())
+    network = small(32, 32, 1, activation=activation)
+    groups = [each.num_groups for each in network.encoder.modules() if isinstance(each, torch.nn.GroupNorm)]
+    assert groups == [1, 1, 1, 1, 2, 2]
+    x, block = 5 * torch.randn(2, 16, 4, 4), Residual(16, normed=True)
+    torch.testing.assert_close(block(x) - x, block.last.bias[:, None, None].expand_as(x))

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -338,3 +339,14 @@ def test_a_config_round_trips_json_and_refuses_nonsense():
         resolve(config, name="a", train=100, image=(8, 8, 1), binary=False)
     with pytest.raises(ConfigError, match="warp"):
         Ranks().device("warp")
+
+
+@pytest.mark.parametrize("activation", ["pre", "post"])
+def test_larger_images_are_told_apart(activation, digits, tmp_path):
+    """Without norms the networks for them draw the mean image for whatever they are given, for ever."""
+    pixels = digits.pixels.repeat(4, axis=1).repeat(4, axis=2)
+    images = from_arrays("large", pixels, digits.labels)
+    config = TrainConfig(epochs=10, width=8, latent=16, activation=activation, precision="float32")
+    result = fit(config, images, tmp_path / "run", progress=Watch())
+    mean_image = np.square(pixels / 255 - pixels.mean(axis=0) / 255).mean()
+    assert result.history[-1]["validation"]["mse"] < 0.75 * mean_image
