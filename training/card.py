@@ -71,6 +71,11 @@ CAPTIONS = {
     "differ by about a constant.",
 }
 
+TRAINED = {
+    "normal": "N(0, I)",
+    "flow": "of a flow (RealNVP, 1905.13452) that was trained with it",
+    "mixture": "of a mixture of Gaussians that was trained with it",
+}
 BERNOULLI = (
     "it reads pixels of 0\nor 255: the caller binarises. "
     "Grey test images were binarised once, x ~ Bernoulli(grey)."
@@ -177,7 +182,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
         latent=latent.size,
         likelihood=kind + scale,
         kind=BERNOULLI if kind == "bernoulli" else BINNED,
-        trained="of a flow (RealNVP, 1905.13452) that was trained with it" if flow else "N(0, I)",
+        trained=TRAINED["flow" if flow else config.get("prior", "normal")],
         prior=prior,
         data=source,
         command=fit_command(config, source if source in SETS else f"<folder of>/{source}"),

@@ -114,7 +114,7 @@ class PostResidual(nn.Module):
 
 def _norm(channels: int) -> nn.GroupNorm:
     """Of eight channels a group (Wu & He, arXiv 1803.08494)."""
-    return nn.GroupNorm(max(1, channels // 8) if channels % 8 == 0 else 1, channels)
+    return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
 
 
 RESIDUALS: dict[Activation, type[nn.Module]] = {"pre": Residual, "post": PostResidual}

@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 from service.runtime.bundle import PriorSpec
 from service.runtime.engine import Engine
 from tests.training.runs import EVERY, TINY, Watch, assert_same_end
-from training import checkpoint, export, schedule, trainer
+from training import card, checkpoint, export, schedule, trainer
 from training.config import ConfigError
 from training.mixture import Mixture
 from training.networks import build
@@ -92,6 +92,9 @@ def test_a_run_with_a_mixture_goes_on_to_the_bit_learns_it_and_is_exported_witho
     draft = export.export(whole.checkpoint, digits, tmp_path / "draft")
     assert draft.manifest.prior == PriorSpec(kind="gmm", file="prior.npz")
     assert Engine(draft.bundle()).prior.kinds == ("normal", "mixture")
+    told = card.card(draft.manifest, digits, {}, [])
+    assert "of a mixture of Gaussians that was trained with it" in told
+    assert "--prior mixture" in told
 
 
 def test_what_cannot_be_is_refused():
