@@ -335,7 +335,16 @@ def main() -> None:
     # Before torch is imported. OpenMP's threads wait for each other in spins, which on a machine that has
     # other work makes training three times slower; sleeping costs nothing measurable where it has none.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" not in os.environ or isinstance(end.code, str):
+            raise
+        # Once in some twenty runs torch aborts a process of several while the interpreter ends, with all its
+        # work done; torchrun would then end the first one, which may still be publishing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
 
 
 @contextmanager

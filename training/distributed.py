@@ -9,6 +9,7 @@ process group, and everything here is a no-op.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,6 +136,11 @@ def _store(ranks: Ranks) -> PrefixStore:
 
 
 def leave(ranks: Ranks) -> None:
-    """Only after success: after an error it would wait for processes that wait for this one."""
+    """Only after success: after an error it would wait for processes that wait for this one.
+
+    The last parallel network is in cycles of references and keeps the group, whose threads would then live on
+    until the interpreter ends, and now and then abort the process there.
+    """
     if ranks.size > 1:
+        gc.collect()
         distributed.destroy_process_group()

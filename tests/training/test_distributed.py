@@ -31,7 +31,7 @@ def torchrun(*arguments, **more):
 
 LIKELIHOODS = {"gaussian": 128, "bernoulli": 127}  # and batches, of which one has no equal halves
 SCRIPT = """
-    import dataclasses, sys
+    import dataclasses, os, sys
     from pathlib import Path
     from tests.training.runs import EVERY, TINY, Watch
     from tests.training.test_distributed import LIKELIHOODS
@@ -48,6 +48,7 @@ SCRIPT = """
     assert ranks.share(lambda: ranks.rank) == 0
     assert ranks.any(ranks.rank == 1, ranks.device("cpu"))
     distributed.leave(ranks)
+    os._exit(0)  # as training.__main__ does, which says why
 """
 
 
