@@ -25,14 +25,13 @@ from service.runtime.bundle import ImageSpec, LikelihoodSpec
 from service.runtime.likelihood import log_prob
 from training import checkpoint, data, metrics, networks, objective, trainer
 from training.batches import Pixels, draw
-from training.config import TrainConfig, resolve
-from training.distributed import Ranks
+from training.config import TrainConfig
 from training.networks import VAE, Residual
 from training.progress import Silent
+from training.validation import ALONE
 
 FIGURES = ("ELBO", "rate", "MSE", "probe", "5-NN")
 FEW = 10_000  # images: sets of as many are trained in float32, which takes no longer there
-ALONE = Ranks()
 
 
 def with_norms(config: TrainConfig) -> VAE:
@@ -131,20 +130,12 @@ def trained(name: str, images: data.Images, base: TrainConfig) -> dict[str, floa
     """The figures of one row, whose differences come on top of `base`."""
     changes, build = ROWS[name]
     config = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
-    config = resolve(
-        config,
-        name=images.name,
-        train=len(images.split.train),
-        image=images.shape,
-        binary=images.binary,
-        levels=images.levels,
-    )
     distortions = unit_variance if name == "σ = 1" else DISTORTIONS
     with tempfile.TemporaryDirectory() as folder, patch.object(objective, "distortions", distortions):
         run = trainer.fit(config, images, Path(folder) / "run", progress=Silent(), build=build)
-        best = build(config)
+        best = build(run.config)
         best.load_state_dict(checkpoint.read_tensors(run.checkpoint)["ema"])
-    return figures(best.eval(), images, config)
+    return figures(best.eval(), images, run.config)
 
 
 def main() -> None:

@@ -21,13 +21,14 @@ class _Way(NamedTuple):
     """One method of one path; where the path has a {name}, any segment will do."""
 
     path: str
+    segments: list[str]  # of the path
     endpoint: Endpoint
     query: type[Options] | None  # what the endpoint takes besides the request
 
     def parameters(self, segments: list[str]) -> dict[str, str] | None:
         """What the path's names stand for in a path of as many segments; None: it is another path."""
         found = {}
-        for mine, given in zip(self.path.split("/"), segments, strict=True):
+        for mine, given in zip(self.segments, segments, strict=True):
             if mine[:1] == "{" and given:
                 found[mine[1:-1]] = given
             elif mine != given:
@@ -50,7 +51,7 @@ class Direct:
             key = method, len(segments), segments[-1]
             if key in self.ways:
                 raise ValueError(f"{method} {path} and {self.ways[key].path} cannot be told apart")
-            self.ways[key] = _Way(path, endpoint, get_type_hints(endpoint).get("query"))
+            self.ways[key] = _Way(path, segments, endpoint, get_type_hints(endpoint).get("query"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

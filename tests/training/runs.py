@@ -1,11 +1,14 @@
 """Runs of seconds on digits, and how two of them are compared."""
 
+import dataclasses
 import json
 
+import pytest
 import torch
 
 from training import checkpoint
 from training.config import TrainConfig
+from training.trainer import fit
 
 # 44 steps of a tiny network; checkpoints only where a test asks for them. Evaluated every 11 steps. In
 # float32, so that every machine computes about the same.
@@ -27,6 +30,27 @@ class Watch:
 
     def note(self, text):
         self.notes.append(text)
+
+
+def learned_and_gone_on(config, images, folder):
+    """The result of a run that got better, and of which a twin that was cut short and resumed is no other."""
+    whole = fit(config, images, folder / "whole", progress=Watch())
+    elbos = [line["validation"]["elbo"] for line in whole.history]
+    assert elbos[-1] > elbos[0]
+    cut = dataclasses.replace(config, checkpoint_seconds=0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step):
+        if step == 17:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(cut, images, folder / "cut", progress=Watch(stop))
+    fit(cut, images, folder / "cut", resume=True, progress=Watch())
+    assert_same_end(folder / "cut", folder / "whole")
+    return whole
 
 
 def assert_same_end(run, other):

@@ -10,7 +10,7 @@ import torch
 from service.runtime.bundle import BundleError, Draft, PriorSpec
 from service.runtime.engine import Engine
 from service.runtime.prior import noise
-from tests.training.runs import EVERY, TINY, Watch, assert_same_end
+from tests.training.runs import EVERY, TINY, Watch, learned_and_gone_on
 from training import checkpoint, evaluate, export, objective, schedule, trainer
 from training.flow import Flow, log_standard_normal
 from training.networks import build
@@ -102,22 +102,7 @@ def test_in_bfloat16_the_flow_stays_float32():
 )
 def test_a_run_with_a_flow_goes_on_to_the_bit_and_learns(config, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-    whole = trainer.fit(config, digits, tmp_path / "whole", progress=Watch())
-    elbos = [line["validation"]["elbo"] for line in whole.history]
-    assert elbos[-1] > elbos[0]
-    cut = dataclasses.replace(config, checkpoint_seconds=0)
-
-    class Stop(Exception):
-        pass
-
-    def stop(step):
-        if step == 17:
-            raise Stop
-
-    with pytest.raises(Stop):
-        trainer.fit(cut, digits, tmp_path / "cut", progress=Watch(stop))
-    trainer.fit(cut, digits, tmp_path / "cut", resume=True, progress=Watch())
-    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    whole = learned_and_gone_on(config, digits, tmp_path)
     network, state = checkpoint.load(whole.checkpoint)
     assert any(weight.abs().max() > 0 for weight in (block.last.weight for block in network.flow.blocks))
     if config.iwae > 1:

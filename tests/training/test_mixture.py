@@ -9,8 +9,8 @@ from scipy.stats import multivariate_normal
 
 from service.runtime.bundle import PriorSpec
 from service.runtime.engine import Engine
-from tests.training.runs import EVERY, TINY, Watch, assert_same_end
-from training import card, checkpoint, export, schedule, trainer
+from tests.training.runs import EVERY, TINY, learned_and_gone_on
+from training import card, checkpoint, export, schedule
 from training.config import ConfigError
 from training.mixture import Mixture
 from training.networks import build
@@ -69,22 +69,7 @@ def test_a_run_with_a_mixture_goes_on_to_the_bit_learns_it_and_is_exported_witho
     digits, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-    whole = trainer.fit(MIXED, digits, tmp_path / "whole", progress=Watch())
-    elbos = [line["validation"]["elbo"] for line in whole.history]
-    assert elbos[-1] > elbos[0]
-    cut = dataclasses.replace(MIXED, checkpoint_seconds=0)
-
-    class Stop(Exception):
-        pass
-
-    def stop(step):
-        if step == 17:
-            raise Stop
-
-    with pytest.raises(Stop):
-        trainer.fit(cut, digits, tmp_path / "cut", progress=Watch(stop))
-    trainer.fit(cut, digits, tmp_path / "cut", resume=True, progress=Watch())
-    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    whole = learned_and_gone_on(MIXED, digits, tmp_path)
 
     network, _ = checkpoint.load(whole.checkpoint)
     assert network.prior.log_diagonals.abs().max() > 0  # each component has got a shape of its own
