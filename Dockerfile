@@ -16,7 +16,7 @@ RUN /build/bin/pip install --require-hashes --only-binary :all: -r deploy/build.
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY training training
-COPY client client
+COPY vaeserve vaeserve
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 # Folders keep the permissions of the checkout, and whose umask that was is not known here.
 COPY models /models

@@ -21,14 +21,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality import _mean, split
-from service.runtime.bundle import ImageSpec, LikelihoodSpec
-from service.runtime.likelihood import log_prob
-from training import checkpoint, data, metrics, networks, objective, trainer
-from training.batches import Pixels, draw
 from training.config import TrainConfig
-from training.networks import VAE, Residual
-from training.progress import Silent
-from training.validation import ALONE
+from training.data import images as data
+from training.evaluation import metrics
+from training.fit import checkpoint, trainer
+from training.fit.batches import Pixels, draw
+from training.fit.progress import Silent
+from training.fit.validation import ALONE
+from training.model import networks, objective
+from training.model.networks import VAE, Residual
+from vaeserve.bundle.likelihood import log_prob
+from vaeserve.bundle.manifest import ImageSpec, LikelihoodSpec
 
 FIGURES = ("ELBO", "rate", "MSE", "probe", "5-NN")
 FEW = 10_000  # images: sets of as many are trained in float32, which takes no longer there

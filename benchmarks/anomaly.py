@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from service.runtime.calibration import Scores
-from service.runtime.cpus import usable_cpus
-from service.runtime.repository import open_engine
-from training.calibration import scores
-from training.data import Part, Wanted, load
+from training.data.images import Part, Wanted, load
+from training.publishing.calibration import scores
+from vaeserve.bundle.calibration import Scores
+from vaeserve.bundle.cpus import usable_cpus
+from vaeserve.bundle.repository import open_engine
 
 Images = NDArray[np.uint8]  # [n, h, w, c]
 

@@ -29,7 +29,12 @@ from tests.live import serving
 
 FILES = 20_000
 # Small parts, so that there are many moments to be killed at.
-CLIENT = "import client.bulk; client.bulk.PART_ROWS = {rows}; from client.__main__ import main; main()"
+CLIENT = """
+from vaeserve.client.__main__ import main
+from vaeserve.client.bulk import runner
+runner.PART_ROWS = {rows}
+main()
+"""
 
 
 def write_pngs(folder: Path, count: int, side: int = 28) -> None:

@@ -29,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from benchmarks.load import Request
 from benchmarks.reference import WIDTH, build, publish_reference
 from benchmarks.serving import NPY, OURS, Bench, Figures, Server, middle, npy, picture, prepared, write
-from service.runtime.cpus import usable_cpus
+from vaeserve.bundle.cpus import usable_cpus
 
 CONNECTIONS = tuple(2**e for e in range(9))
 BATCHES = tuple(2**e for e in range(10))

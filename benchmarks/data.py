@@ -67,13 +67,13 @@ def anonymous() -> int:
 
 
 def measure(folder: Path, work: Path) -> dict[str, object]:
-    from service.runtime.engine import Engine
-    from training import trainer
     from training.config import TrainConfig
-    from training.data import load
-    from training.evaluate import evaluate
-    from training.export import export
-    from training.pictures import draw_all
+    from training.data.images import load
+    from training.evaluation.evaluate import evaluate
+    from training.fit import trainer
+    from training.publishing.export import export
+    from training.publishing.figures import draw_all
+    from vaeserve.bundle.engine import Engine
 
     peak = Peak()
     result: dict[str, object] = {}

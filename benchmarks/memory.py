@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from client import Client
-from service.metrics import resident_bytes
+from service.core.metrics import resident_bytes
 from tests.live import running
+from vaeserve.client import Client
 
 CALLERS = 4
 EVERY = 10.0

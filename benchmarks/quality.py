@@ -33,13 +33,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.runtime.bundle import ImageSpec, LikelihoodSpec
-from service.runtime.likelihood import log_prob
-from service.runtime.prior import Prior, log_standard_normal, noise
-from training import checkpoint, classifier, data, metrics, networks, objective, priors, samples, trainer
 from training.config import TrainConfig, resolve
-from training.networks import VAE, Posterior
-from training.progress import Silent
+from training.data import images as data
+from training.evaluation import classifier, metrics, samples
+from training.fit import checkpoint, trainer
+from training.fit.progress import Silent
+from training.model import networks, objective
+from training.model.networks import VAE, Posterior
+from training.publishing import fit_priors as priors
+from vaeserve.bundle.likelihood import log_prob
+from vaeserve.bundle.manifest import ImageSpec, LikelihoodSpec
+from vaeserve.bundle.prior import Prior, log_standard_normal, noise
 
 K = 200
 COMPONENTS = 10

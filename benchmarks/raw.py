@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.runtime.ort import ort
+from vaeserve.bundle.ort import ort
 
 ROWS = {
     "tensor(uint8)": lambda shape: np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.runtime.bundle import Draft, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
-from service.runtime.engine import Engine
-from training.export import golden, parity, write_graph
-from training.networks import DecoderGraph, EncoderGraph, Posterior
+from training.model.networks import DecoderGraph, EncoderGraph, Posterior
+from training.publishing.export import golden, parity, write_graph
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.manifest import Draft, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
 
 SIDE, LATENT, WIDTH = 28, 32, 32
 

@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks import machine
 from benchmarks.load import Load, LoadError, Request, measure
 from benchmarks.reference import publish_reference
-from service.runtime.cpus import usable_cpus
+from vaeserve.bundle.cpus import usable_cpus
 
 HERE = Path(__file__).parent
 DISTURBED = 0.08  # of the CPU, stolen by the host or used by other programs: a round with more is repeated
@@ -314,7 +314,7 @@ class Bench:
 
     def mean(self) -> np.ndarray:
         """What the encoder says of the picture."""
-        from service.runtime.ort import ort
+        from vaeserve.bundle.ort import ort
 
         session = ort.InferenceSession(self.graph("encoder").read_bytes())
         (mean,) = session.run(["mean"], {"image": picture()[None, :, :, None]})

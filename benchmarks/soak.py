@@ -27,9 +27,9 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from service.runtime.engine import Engine
-from service.runtime.images import encode_image, read_image
-from service.runtime.repository import Repository
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.images import encode_image, read_image
+from vaeserve.bundle.repository import Repository
 
 JSON, NPY, NPZ, PNG = "application/json", "application/x-npy", "application/x-npz", "image/png"
 QUEUE_ROWS = 64  # few, so that a few clients are twice the load

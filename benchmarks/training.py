@@ -40,7 +40,7 @@ def images(count: int) -> Any:
     """uint8 [count, 28, 28, 1]."""
     import numpy as np
 
-    from training import data
+    from training.data import images as data
 
     if (data.data_folder() / "mnist").is_dir():
         return data.load("mnist").pixels[:count]
@@ -50,9 +50,9 @@ def images(count: int) -> Any:
 def train_ours(count: int, epochs: int, at_step: Callable[[], None], folder: Path, **settings: Any) -> None:
     from benchmarks.reference import build
     from training.config import TrainConfig
-    from training.data import Images, from_arrays
-    from training.networks import VAE, Shape
-    from training.trainer import fit
+    from training.data.images import Images, from_arrays
+    from training.fit.trainer import fit
+    from training.model.networks import VAE, Shape
 
     class Steps:
         def step(self, *figures: object) -> None:
@@ -83,7 +83,7 @@ def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: P
     from pythae.trainers.training_callbacks import TrainingCallback
 
     from benchmarks.reference import build
-    from training.data import from_arrays
+    from training.data.images import from_arrays
 
     logging.disable(logging.INFO)
 

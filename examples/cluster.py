@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.cluster import KMeans
 
-from client import Client
-from client.picture import png
+from vaeserve.client import Client
+from vaeserve.client.png import png
 
 CLUSTERS, SHOWN = 10, 12
 

@@ -8,8 +8,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from client import Client
-from client.picture import png
+from vaeserve.client import Client
+from vaeserve.client.png import png
 
 COLUMNS = 10
 url = os.environ.get("VAESERVE_URL", "http://127.0.0.1:8000")

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource
 
+from service.server.workers import serve_with_workers
 from service.settings import Settings, WrongSettings
-from service.workers import serve_with_workers
 
 ABOUT = "Serve the models of a repository: /encode, /decode, /reconstruct and /sample over HTTP."
 CHECK = "`vae-serve check PATH` says whether the bundle or the repository at PATH could be served."
@@ -53,7 +53,7 @@ def serve(settings: Settings) -> int:
     url = _url(settings, listener.getsockname()[1])
     if settings.processes() > 1:
         return serve_with_workers(settings, listener, url)
-    from service.server import serve_alone  # a supervisor needs none of what this brings
+    from service.server.server import serve_alone  # a supervisor needs none of what this brings
 
     serve_alone(settings, listener, url)
     return 0
@@ -85,8 +85,8 @@ def check(arguments: list[str]) -> int:
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a model repository, or one bundle")
     path = parser.parse_args(arguments).path
-    from service.runtime.bundle import BundleError
-    from service.runtime.repository import find, open_engine
+    from vaeserve.bundle.manifest import BundleError
+    from vaeserve.bundle.repository import find, open_engine
 
     try:
         candidates = [bundle for bundles in find(path).values() for bundle in bundles]

@@ -13,16 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from service import oip, openapi, problems
-from service.admission import Door
-from service.auth import ApiKeys
-from service.direct import Direct
-from service.pages import add_pages
-from service.problems import Problem, ProblemAnswers
-from service.routes import add_routes, computing
-from service.served import Service
+from service.core import problems
+from service.core.admission import Door
+from service.core.problems import Problem, ProblemAnswers
+from service.core.service import Service
+from service.core.trace import RequestTrace
+from service.http import openapi
+from service.http.auth import ApiKeys
+from service.http.explorer import add_pages
+from service.http.router import Direct
+from service.http.routes import add_routes, computing
+from service.oip import routes as oip
 from service.settings import Settings
-from service.telemetry import RequestTrace
 
 DESCRIPTION = """A variational autoencoder over HTTP: images to latents and back, and new images.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfigDict
 
-from service.runtime.cpus import usable_cpus
+from vaeserve.bundle.cpus import usable_cpus
 
 MIB = 1 << 20
 # Of workers that nobody asked for: each holds 100 MB and more.

@@ -15,7 +15,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.runtime.bundle import (
+from vaeserve.bundle.calibration import calibrate, kl, score
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.latent_map import LatentMap
+from vaeserve.bundle.manifest import (
     Draft,
     Golden,
     ImageSpec,
@@ -25,10 +28,7 @@ from service.runtime.bundle import (
     PriorSpec,
     publish,
 )
-from service.runtime.calibration import calibrate, kl, score
-from service.runtime.engine import Engine
-from service.runtime.latent_map import LatentMap
-from service.runtime.prior import noise
+from vaeserve.bundle.prior import noise
 
 OPSET = 18
 

@@ -12,13 +12,12 @@ import pytest
 import uvicorn
 
 from service.app import create_app
-from service.protocol import Http
-from service.runtime.bundle import Draft, publish
+from service.server.protocol import Http
 from service.settings import Settings
 from tests import live
 from tests.bundles import make_bundle, make_draft
-
-ROOT = Path(__file__).parents[1]
+from tests.checkout import ROOT
+from vaeserve.bundle.manifest import Draft, publish
 
 
 @pytest.fixture

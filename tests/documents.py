@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import ByteSize
 from pydantic_settings import CLI_SUPPRESS
 
-from service.routes import COMPUTING, INFORMING
+from service.http.routes import COMPUTING, INFORMING
 from service.settings import Settings
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/settings.md")
 PART = re.compile(
     r"(?P<begin><!-- made: (?P<name>[^\n;]+?)(?:; .+?)? -->\n)(?P<text>.*?)(?P<end><!-- end: )", re.S
@@ -37,7 +37,7 @@ SHORT = {
 
 
 def endpoints() -> str:
-    """What is in service/routes.py, as a table."""
+    """What is in service/http/routes.py, as a table."""
     rows = [
         f"| `{each.method} {each.path}` | {_types(each.readers)} | {_types(each.writers)} "
         f"| {inspect.cleandoc(each.endpoint.__doc__ or '').splitlines()[0]} |"

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from benchmarks import ablation
-from training import data, networks, objective
-from training.batches import Pixels
 from training.config import TrainConfig
-from training.networks import Output, Posterior, Residual
-from training.validation import evaluate
+from training.data import images as data
+from training.fit.batches import Pixels
+from training.fit.validation import evaluate
+from training.model import networks, objective
+from training.model.networks import Output, Posterior, Residual
 
 CONFIG = TrainConfig(image_size=(8, 8), channels=1, latent=3, width=16, likelihood="gaussian")
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.checkout import ROOT
 from tests.container.container import Options, from_compose, from_docker_run, running
 from tests.container.store import NEEDED, Store, size, store
 from tests.service_alone import call
 
 pytestmark = pytest.mark.heavy
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCKER_RUN = re.findall(r"^docker run .+ vaeserve$", README, re.MULTILINE)
 DEPLOY = (ROOT / "deploy/README.md").read_text(encoding="utf-8")

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
-import client.__main__ as vae_client
 import training.__main__ as vae_train
+import vaeserve.client.__main__ as vae_client
 from tests import documents
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).parents[1]
 RUN = ("README.md", "docs/oip.md", "docs/bulk.md")  # the pages whose blocks are run
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from client import Client
-from service.runtime.bundle import Draft, publish, read_bundle
-from service.runtime.prior import Mixture, write_prior
+from tests.checkout import ROOT
 from tests.live import serving
+from vaeserve.bundle.manifest import Draft, publish, read_bundle
+from vaeserve.bundle.prior import Mixture, write_prior
+from vaeserve.client import Client
 
-ROOT = Path(__file__).parents[1]
 PER_LABEL = 40
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.checkout import ROOT
+
 STANDARD = sys.stdlib_module_names
 RUNTIME = {"numpy", "PIL", "pydantic", "onnxruntime", "service.runtime"}
 ALLOWED = {
-    "service/runtime": RUNTIME,
+    "vaeserve/bundle": RUNTIME,
     "service": RUNTIME
     | {"service", "fastapi", "starlette", "uvicorn", "orjson", "pydantic_settings", "fastapi_offline"}
     | {"prometheus_client", "python_multipart"},

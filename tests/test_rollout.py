@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from client import Client
 from tests.live import VAE_SERVE, free_port, until_ready
+from vaeserve.client import Client
 
 pytestmark = [
     pytest.mark.heavy,

@@ -15,8 +15,8 @@ import typer
 from training.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
-    from service.runtime.bundle import ImageSpec, Metric
-    from training.data import Images
+    from training.data.images import Images
+    from vaeserve.bundle.manifest import ImageSpec, Metric
 
 # torch, scikit-learn and matplotlib are imported inside the commands: `--help` must not take seconds.
 
@@ -143,9 +143,10 @@ def fit(
     on by itself with the run in DIR.
     """
     with _sentences():
-        from training import distributed, report, trainer
-        from training.data import Wanted, load
-        from training.release import release
+        from training.data.images import Wanted, load
+        from training.fit import distributed, trainer
+        from training.publishing import report
+        from training.publishing.publish import release
 
         ranks = distributed.join()
         found = None
@@ -226,9 +227,9 @@ def evaluate(
 ) -> None:
     """Compute a bundle's figures again from its graphs. The bundle itself is never changed."""
     with _sentences():
-        from service.runtime.cpus import usable_cpus
-        from service.runtime.repository import open_engine
-        from training.evaluate import evaluate as run_evaluation
+        from training.evaluation.evaluate import evaluate as run_evaluation
+        from vaeserve.bundle.cpus import usable_cpus
+        from vaeserve.bundle.repository import open_engine
 
         engine = open_engine(bundle, threads=usable_cpus())
         manifest = engine.manifest
@@ -261,9 +262,9 @@ def export(
 ) -> None:
     """Export, evaluate and publish a checkpoint of any run, finished or not."""
     with _sentences():
-        from training import checkpoint as checkpoints
-        from training.data import Wanted, load
-        from training.release import release, release_int8
+        from training.data.images import Wanted, load
+        from training.fit import checkpoint as checkpoints
+        from training.publishing.publish import release, release_int8
 
         state = checkpoints.read_state(checkpoint)
         history = [
@@ -292,8 +293,8 @@ def quantise(
     """Publish a bundle in eight-bit integers as <name>-int8, evaluated, with what it loses and gains on its
     card. Nothing is trained."""
     with _sentences():
-        from service.runtime.bundle import read_bundle
-        from training.release import release_int8
+        from training.publishing.publish import release_int8
+        from vaeserve.bundle.manifest import read_bundle
 
         images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
         quantised = release_int8(bundle, images, models, _say)
@@ -311,8 +312,8 @@ def complete(
     """Publish a bundle's next version, the same model with what newer services can use: the calibration of
     its scores and the map of its latent space, from the validation images. Nothing is trained."""
     with _sentences():
-        from service.runtime.bundle import read_bundle
-        from training.release import complete as publish_complete
+        from training.publishing.publish import complete as publish_complete
+        from vaeserve.bundle.manifest import read_bundle
 
         images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
         _say(f"published {publish_complete(bundle, images, models, _say)}")
@@ -326,7 +327,7 @@ def report(
 ) -> None:
     """Write <run>/report.html: figures, pictures and settings on one page that needs no network."""
     with _sentences():
-        from training.report import write
+        from training.publishing.report import write
 
         _say(f"written to {write(run, _say)}")
 
@@ -350,12 +351,12 @@ def main() -> None:
 @contextmanager
 def _sentences() -> Iterator[None]:
     """What a user can mend ends in one sentence and exit status 1, not in a traceback."""
-    from service.runtime.bundle import BundleError
-    from training.checkpoint import CheckpointError
-    from training.data import DataError
-    from training.download import DownloadError
-    from training.export import ExportError
-    from training.trainer import TrainingError
+    from training.data.download import DownloadError
+    from training.data.images import DataError
+    from training.fit.checkpoint import CheckpointError
+    from training.fit.trainer import TrainingError
+    from training.publishing.export import ExportError
+    from vaeserve.bundle.manifest import BundleError
 
     try:
         yield
@@ -377,7 +378,7 @@ def _check_name(name: str) -> None:
     """Before the training, not after it."""
     from pydantic import TypeAdapter, ValidationError
 
-    from service.runtime.bundle import Name
+    from vaeserve.bundle.manifest import Name
 
     try:
         TypeAdapter(Name).validate_python(name)
@@ -417,7 +418,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _print_metrics(bundle: Path) -> None:
-    from service.runtime.bundle import read_bundle
+    from vaeserve.bundle.manifest import read_bundle
 
     _print_table(read_bundle(bundle, verify=False).manifest.metrics)
 
@@ -430,7 +431,7 @@ def _print_table(metrics: "dict[str, Metric]") -> None:
 
 def _images_like(image: "ImageSpec", data: str, memory_limit: int) -> "Images":
     """The data, brought to the size, channels and fit of a model's images."""
-    from training.data import Wanted, load
+    from training.data.images import Wanted, load
 
     wanted = Wanted((image.height, image.width), image.channels, image.fit, memory_limit)
     return load(data, wanted, _say)

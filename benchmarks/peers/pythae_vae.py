@@ -22,8 +22,8 @@ from pythae.pipelines import TrainingPipeline
 from pythae.samplers import GaussianMixtureSampler
 from pythae.trainers import BaseTrainerConfig
 
-from training import networks
 from training.config import TrainConfig
+from training.model import networks
 
 
 class Encoder(BaseEncoder):  # type: ignore[misc]  # pythae has no types

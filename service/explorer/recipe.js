@@ -52,7 +52,7 @@ export function python(model, lines, imports = []) {
   return [
     ...standard,
     ...(standard.length ? [""] : []),
-    "from client import Client",
+    "from vaeserve import Client",
     "",
     `with Client(${literal(url)}, model=${literal(model)}${key}) as client:`,
     ...lines.map((line) => `    ${line}`),

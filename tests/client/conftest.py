@@ -2,9 +2,9 @@
 
 import pytest
 
-from client import Client
 from tests.bundles import make_bundle
 from tests.live import serving
+from vaeserve.client import Client
 
 
 @pytest.fixture(scope="session")

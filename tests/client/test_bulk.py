@@ -17,13 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.bulk import after_parts, compare, kill_and_repeat, while_merging
-from client import Client, bulk
-from client.__main__ import app
-from client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
-from client.job import Failure, Part, Task, opened
-from client.pace import Pace
-from client.picture import png as as_png
-from client.sources import Entry, find, read
+from vaeserve.client import Client
+from vaeserve.client.__main__ import app
+from vaeserve.client.bulk import runner as bulk
+from vaeserve.client.bulk.job import Failure, Part, Task, opened
+from vaeserve.client.bulk.sources import Entry, find, read
+from vaeserve.client.bulk.throttle import Pace
+from vaeserve.client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
+from vaeserve.client.png import png as as_png
 
 rng = np.random.default_rng(0)
 
@@ -213,10 +214,10 @@ def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole
     def moody(*arguments, **options):
         return Client(*arguments, transport=Moody(), **options)
 
-    monkeypatch.setattr("client.collection.Client", moody)
-    monkeypatch.setattr("client.bulk.BYTES", 40 * 80)  # some 40 of these files
-    monkeypatch.setattr("client.bulk.LONGEST_WAIT", 0.05)
-    monkeypatch.setattr("client.client.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("vaeserve.client.bulk.collection.Client", moody)
+    monkeypatch.setattr("vaeserve.client.bulk.runner.BYTES", 40 * 80)  # some 40 of these files
+    monkeypatch.setattr("vaeserve.client.bulk.runner.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("vaeserve.client.client.random.uniform", lambda low, high: 0.0)
     result = run(service, "encode", folder, "-o", tmp_path / "e.npz", "--concurrency", 3)
     assert result.exit_code == 0, result.output
     compare(tmp_path / "e.npz", whole)
@@ -237,7 +238,7 @@ def test_killed_again_and_again_it_ends_with_everything_once(folder, service, wh
 def test_it_goes_on_with_what_was_found_first(folder, service, tmp_path, monkeypatch):
     """Neither new files nor an error in between change what the job is about."""
     photos = shutil.copytree(folder / "0", tmp_path / "photos")
-    monkeypatch.setattr("client.bulk.PART_ROWS", 128)
+    monkeypatch.setattr("vaeserve.client.bulk.runner.PART_ROWS", 128)
     calls = iter(range(100))
     encode = Client.encode
 
@@ -412,7 +413,7 @@ def while_drawing(parts):
 
 
 def test_a_seed_that_is_made_up_is_kept(service, tmp_path, monkeypatch):
-    monkeypatch.setattr("client.bulk.PART_ROWS", 128)
+    monkeypatch.setattr("vaeserve.client.bulk.runner.PART_ROWS", 128)
     sample, calls = Client.sample, iter(range(100))
 
     def fail_later(client, *arguments, **options):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import BadRequest, Client, Overloaded, ServerFault, Unreachable
-from client import client as module
-from client.picture import png as as_png
+from vaeserve.client import BadRequest, Client, Overloaded, ServerFault, Unreachable
+from vaeserve.client import client as module
+from vaeserve.client.png import png as as_png
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)

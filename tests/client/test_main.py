@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.__main__ import _progress, app
+from vaeserve.client.__main__ import _progress, app
 
 rng = np.random.default_rng(0)
 
@@ -134,7 +134,7 @@ def test_mistakes_end_in_a_sentence(service, tmp_path, monkeypatch, arguments, m
 
 
 def test_a_service_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.client.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("vaeserve.client.client.FIRST_WAIT", 0.001)
     result = run("http://127.0.0.1:9", "sample", "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert "no answer from http://127.0.0.1:9" in result.output

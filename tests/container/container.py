@@ -23,7 +23,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT
+
 CLONE_NEWNET = 0x40000000
 
 

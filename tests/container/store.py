@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT
+
 NEEDED = ("buildah", "debootstrap", "unshare", "nsenter")
 BASE = "docker.io/library/python:3.12-slim"  # what FROM asks for; what it gets here is made below
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"

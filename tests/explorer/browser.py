@@ -10,6 +10,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
+from tests.checkout import ROOT
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox",  # root, as in containers, has none
@@ -20,7 +22,7 @@ FLAGS = (
     "--no-first-run",
 )
 # Kept as output of CI, so that people can look at what the tests saw.
-SCREENSHOTS = Path(os.environ.get("VAESERVE_SCREENSHOTS", Path(__file__).parents[2] / "screenshots"))
+SCREENSHOTS = Path(os.environ.get("VAESERVE_SCREENSHOTS", ROOT / "screenshots"))
 DESKTOP = (1280, 900)
 PHONE = (390, 844)
 

@@ -6,14 +6,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from service.runtime.bundle import Draft, publish, read_bundle, versions
-from service.runtime.calibration import calibrate, score
-from service.runtime.engine import Engine, Posterior
-from service.runtime.latent_map import LatentMap
-from service.runtime.repository import open_engine
 from tests.bundles import make_bundle
+from tests.checkout import ROOT
+from vaeserve.bundle.calibration import calibrate, score
+from vaeserve.bundle.engine import Engine, Posterior
+from vaeserve.bundle.latent_map import LatentMap
+from vaeserve.bundle.manifest import Draft, publish, read_bundle, versions
+from vaeserve.bundle.repository import open_engine
 
-SHIPPED = Path(__file__).parents[2] / "models/mnist"
+SHIPPED = ROOT / "models/mnist"
 POINTS = 300
 
 

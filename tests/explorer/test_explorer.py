@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 
 from tests import live
 from tests.bundles import make_bundle
+from tests.checkout import ROOT
 from tests.explorer.browser import DESKTOP, PHONE
 
 pytestmark = pytest.mark.heavy
@@ -67,7 +68,7 @@ def copied(visit, panel, language):
 
 def run(folder, program, *arguments):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )

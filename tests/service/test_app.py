@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from service import openapi, schemas
 from service.app import create_app
-from service.runtime.engine import Engine
+from service.http import openapi
+from service.operations import fields as schemas
 from service.settings import Settings
 from tests.bundles import make_bundle
+from vaeserve.bundle.engine import Engine
 
 
 def with_app(settings, scenario, *, wait=True):
@@ -163,7 +164,7 @@ def test_no_access_log(repository, caplog):
 
 def test_large_work_leaves_the_event_loop_free(repository):
     """While a large image is decoded, and a large body parsed, others are answered."""
-    from service.runtime.images import encode_image
+    from vaeserve.bundle.images import encode_image
 
     large = encode_image(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8))
 
@@ -183,8 +184,8 @@ def test_large_work_leaves_the_event_loop_free(repository):
 
 
 def test_large_images_are_decoded_in_the_pool_and_small_ones_at_once(repository, monkeypatch):
-    from service import codecs
-    from service.runtime.images import encode_image
+    from service.http import codecs
+    from vaeserve.bundle.images import encode_image
 
     threads = []
     read_image = codecs.read_image

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.live import VAE_SERVE, until_ready
-from tests.service.test_routes import npy
+from tests.service.http.test_routes import npy
 
 MARK = "Tr0ub4dor"  # in metadata, file names, field names: wherever a client may write something
 SEED = 424_242_424_242

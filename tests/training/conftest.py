@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.runtime.engine import Engine
 from tests.training.runs import EVERY, TINY, Watch
-from training import data, schedule, trainer
 from training.config import TrainConfig
-from training.export import export
+from training.data import images as data
+from training.fit import schedule, trainer
+from training.publishing.export import export
+from vaeserve.bundle.engine import Engine
 
 
 @pytest.fixture(scope="session")

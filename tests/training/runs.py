@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from training import checkpoint
 from training.config import TrainConfig
-from training.trainer import fit
+from training.fit import checkpoint
+from training.fit.trainer import fit
 
 # 44 steps of a tiny network; checkpoints only where a test asks for them. Evaluated every 11 steps. In
 # float32, so that every machine computes about the same.

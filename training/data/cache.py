@@ -1,0 +1,90 @@
+"""Where decoded images lie: in memory, or in a mapped file when they are larger than a limit.
+
+A mapped file costs no anonymous memory: its pages belong to the system's file cache. It lies in the data
+folder, under a name made from all that decided its content, so that the next run finds it and decodes
+nothing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+
+from training.data.images import ByteImages, DataError, Say, Wanted, data_folder, guessed_size
+from vaeserve.bundle.images import fit_array
+
+Fill = Callable[[ByteImages], dict[int, str]]
+
+
+def stored(
+    shape: tuple[int, int, int, int], key: Callable[[], str], wanted: Wanted, fill: Fill, say: Say
+) -> tuple[ByteImages, dict[int, str]]:
+    """uint8 images that `fill` writes into the array it is given, and what it returned.
+
+    `fill` returns {row: why} for the rows it could not write; they are left out of the result. Below
+    `wanted.memory_limit` the array is in memory, else it is a read-only map of a file that is named by
+    `key()`, and `fill` is only called if that is not there yet. Raises DataError where the disk is too small.
+    """
+    size = int(np.prod(shape))
+    if size <= wanted.memory_limit * 1_000_000:
+        array: ByteImages = np.zeros(shape, np.uint8)
+        bad = fill(array)
+        return array[: _close_gaps(array, bad)], bad
+    folder = data_folder() / "decoded"
+    name = hashlib.sha256(f"1 {shape} {key()}".encode(errors="surrogateescape")).hexdigest()[:32]
+    path, notes = folder / f"{name}.npy", folder / f"{name}.json"
+    if not (path.exists() and notes.exists()):
+        folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < size + 100_000_000:
+            raise DataError(
+                f"the decoded images need {size / 1e9:.1f} GB in {folder} and there is not as much: make "
+                "room, set VAESERVE_DATA to a larger disk, or choose a smaller --image-size"
+            )
+        say(f"decoding into {path} ({size / 1e9:.1f} GB, mapped, used again next time; may be deleted)")
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            mapped = np.lib.format.open_memmap(draft, "w+", np.uint8, shape)
+            bad = fill(np.asarray(mapped))
+            _close_gaps(np.asarray(mapped), bad)
+            mapped.flush()
+            del mapped
+            notes.write_text(json.dumps(bad))
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    bad = {int(row): why for row, why in json.loads(notes.read_text()).items()}
+    return np.asarray(np.load(path, mmap_mode="r"))[: shape[0] - len(bad)], bad
+
+
+def sized(pixels: ByteImages, key: str, wanted: Wanted, say: Say) -> ByteImages:
+    """Images uint8 [n, h, w, 1 or 3] of one size, brought to the wanted one or guessed one as files would."""
+    height, width = wanted.image_size or guessed_size(np.array([pixels.shape[1:3]], np.int32))
+    channels = wanted.channels or pixels.shape[3]
+    if (height, width, channels) == pixels.shape[1:]:
+        return pixels
+    say(
+        f"brought from {'×'.join(map(str, pixels.shape[1:]))} to {height}×{width}×{channels} ({wanted.fit}); "
+        "choose with --image-size, --channels, --fit"
+    )
+
+    def fill(out: ByteImages) -> dict[int, str]:
+        for row, image in enumerate(pixels):
+            out[row] = fit_array(image, height=height, width=width, channels=channels, fit=wanted.fit)
+        return {}
+
+    shape = (len(pixels), height, width, channels)
+    return stored(shape, lambda: f"{key} {wanted.fit}", wanted, fill, say)[0]
+
+
+def _close_gaps(array: ByteImages, bad: dict[int, str]) -> int:
+    """Move the good rows to the front, in place and in order; their number."""
+    if not bad:
+        return len(array)
+    good = [row for row in range(len(array)) if row not in bad]
+    for place, row in enumerate(good):
+        if place != row:
+            array[place] = array[row]
+    return len(good)

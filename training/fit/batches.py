@@ -1,0 +1,83 @@
+"""What a step is given: images and random numbers, reproducible from (seed, purpose, number) alone."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import TrainConfig
+from training.data.images import ByteImages, Images, Indices
+from training.fit.distributed import Ranks
+from training.model import objective
+
+
+class Pixels:
+    """The images, uint8 until a batch is taken: whole on the GPU if they fit, else where the array lies."""
+
+    def __init__(self, data: Images, device: torch.device) -> None:
+        self.device = device
+        self._array = data.pixels
+        self._resident = _resident(data.pixels, device)
+
+    def batch(self, rows: Indices) -> Tensor:
+        """Rows of the set as float32 [n, c, h, w] in [0, 1], in channels-last memory as they already lie."""
+        if self._resident is None:
+            taken = _moved(torch.from_numpy(self._array[rows]), self.device)
+        else:
+            taken = self._resident[_moved(torch.from_numpy(rows), self.device)]
+        return taken.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def _resident(pixels: ByteImages, device: torch.device) -> Tensor | None:
+    """The whole set on the GPU, if it leaves half of the free memory to the network; in pieces, for it may
+    be a read-only memory map."""
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda" and pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return None
+    whole = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), 4096):
+        whole[start : start + 4096] = torch.from_numpy(np.array(pixels[start : start + 4096]))
+    return whole
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On `device`, without waiting for it: a copy from pinned memory runs beside the computation."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def draw(
+    config: TrainConfig, pixels: Pixels, rows: Indices, ranks: Ranks, purpose: str, number: int
+) -> tuple[Tensor, Tensor]:
+    """This process's share of the batch `rows`: images [n, c, h, w], noise [n, d], or [n, k, d] where a
+    bound of k samples is trained.
+
+    Images are binarised for a Bernoulli. Random numbers are drawn for the whole batch, so a row's are the
+    same however many processes share it.
+    """
+    assert config.latent is not None  # resolved
+    noise = generator(pixels.device, config.seed, purpose, number)
+    images = pixels.batch(ranks.mine(rows))
+    if config.likelihood == "bernoulli":
+        uniform = torch.rand(len(rows), *images.shape[1:], generator=noise, device=pixels.device)
+        images = objective.binarise(images, ranks.mine(uniform))
+    samples = (config.iwae,) if config.iwae > 1 else ()
+    eps = torch.randn(len(rows), *samples, config.latent, generator=noise, device=pixels.device)
+    return images, ranks.mine(eps)
+
+
+def order(seed: int, epoch: int, rows: Indices) -> Indices:
+    """The epoch's permutation of the rows; its last rows, too few for a batch, are left out by the caller."""
+    return np.random.Generator(np.random.PCG64(_mix(seed, "epoch", epoch))).permutation(rows)
+
+
+def generator(device: torch.device, seed: int, purpose: str, number: int) -> torch.Generator:
+    """Random numbers that depend on these alone, so they are the same after a resume."""
+    return torch.Generator(device).manual_seed(_mix(seed, purpose, number))
+
+
+def _mix(seed: int, purpose: str, number: int) -> int:
+    """32 well-mixed bits: torch's CPU generator looks at no more, and takes neighbouring seeds badly."""
+    words = [seed, *purpose.encode(), number]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint32)[0])

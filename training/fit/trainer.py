@@ -1,0 +1,279 @@
+"""The training loop: data in, checkpoints out, the same bits however often it was interrupted.
+
+- All randomness comes from (seed, purpose, number): a fresh generator for each step's noise and each epoch's
+  order. So a checkpoint needs no generator state, and a killed run goes on bit-identically (on the CPU).
+- The averaged (EMA) weights are what is evaluated, selected and exported.
+- Validation is at β = 1, always with the same noise, and counts for `best` only after the KL warm-up.
+- A step whose loss is not finite or whose gradient is far above the usual is skipped and counted.
+- Under torchrun each process takes its share of every batch. The first one writes; the others wait for it in
+  the next step, or at the end.
+
+Needs torch and numpy only, so that it also runs on a rented machine.
+"""
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import ConfigError, TrainConfig, resolve
+from training.data.images import Images
+from training.fit import checkpoint, schedule, state, step, stopping
+from training.fit.batches import Pixels, draw, order
+from training.fit.compiling import compiled
+from training.fit.distributed import Ranks
+from training.fit.precision import autocast, cast, chosen
+from training.fit.progress import Progress, Silent, shown
+from training.fit.schedule import Plan
+from training.fit.state import State
+from training.fit.tracking import TensorBoard
+from training.fit.validation import evaluate, judged
+from training.model import networks
+from training.model.networks import VAE, Output
+
+FEW_PIXELS = 2**15  # in a batch: below that a second thread costs more in waiting than it brings
+MOST_BAD_STEPS = 20  # non-finite in a row: from there no run has come back
+ALONE = Ranks()
+
+
+class TrainingError(Exception):
+    """The run cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to. `checkpoint` is the best one, or the newest where none counts as best yet."""
+
+    run: Path
+    checkpoint: Path
+    config: TrainConfig
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    finished: bool  # False: stopped by a signal or by the clock, to go on with resume
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What does not change while a run goes on."""
+
+    config: TrainConfig
+    plan: Plan
+    data: Images
+    run: Path
+    ranks: Ranks
+    pixels: Pixels
+    progress: Progress
+    board: TensorBoard | None
+
+
+def fit(
+    config: TrainConfig,
+    data: Images,
+    run: Path,
+    *,
+    resume: bool = False,
+    stop_after: float | None = None,
+    progress: Progress | None = None,
+    tensorboard: bool = False,
+    ranks: Ranks = ALONE,
+    build: Callable[[TrainConfig], VAE] = networks.build,
+) -> Result:
+    """Train on `data.split.train` and leave checkpoints and metrics.jsonl in `run`.
+
+    `resume` goes on from the newest checkpoint in `run`, with the config that lies there. SIGINT, SIGTERM and
+    the end of `stop_after` seconds finish the step, save and return with `finished=False`. Raises
+    TrainingError, ConfigError and CheckpointError; the last good checkpoint always stays.
+    """
+    config = ranks.share(lambda: _start(config, data, run, resume, ranks))
+    if config.batch < ranks.size:
+        raise ConfigError(f"--batch {config.batch} is less than one image for each of {ranks.size} processes")
+    plan = schedule.plan(config, len(data.split.train))
+    with _threads(config), contextlib.ExitStack() as stack:
+        asked = stack.enter_context(stopping.asked(stop_after))
+        if not ranks.first:
+            progress = Silent()
+        elif progress is None:
+            progress = stack.enter_context(shown(config.epochs or 0, plan.total))
+        device = ranks.device(config.device)
+        now = state.start(build(config), config, device)
+        if saved := ranks.share(lambda: _newest(run)):
+            now.restore(*saved)
+            progress.note(f"going on from step {now.step} of {plan.total}")
+        board = None
+        if tensorboard and ranks.first:
+            board = stack.enter_context(contextlib.closing(TensorBoard(run, now.step)))
+        job = _Job(config, plan, data, run, ranks, Pixels(data, device), progress, board)
+        return _train(job, now, asked)
+
+
+def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
+    config, plan, ranks, train = job.config, job.plan, job.ranks, job.data.split.train
+    forward = _forward(job, now.network)
+    history = checkpoint.trim_metrics(job.run, now.step) if ranks.first else []
+    shuffled = (-1, train)
+    saved_step, saved_at = now.step, time.monotonic()
+    clock_step, clock = now.step, time.monotonic()
+
+    while not plan.over(now.step, now.best) and not ranks.any(asked(), job.pixels.device):
+        epoch, place = divmod(now.step, plan.per_epoch)
+        if shuffled[0] != epoch:
+            shuffled = (epoch, order(config.seed, epoch, train))
+        rows = shuffled[1][place * config.batch : (place + 1) * config.batch]
+        try:
+            images, eps = draw(config, job.pixels, rows, ranks, "step", now.step)
+        except OSError as error:
+            raise TrainingError(f"the images cannot be read any more ({error}); {_kept(job)}") from error
+        done = step.take(config, plan, now, forward, images, eps, ranks)
+        if not done.taken:
+            job.progress.note(
+                f"step {now.step - 1} skipped: gradient norm {done.norm:.3g}, loss {done.loss:.6g}"
+            )
+        if now.bad >= MOST_BAD_STEPS:
+            raise TrainingError(
+                f"the loss was not finite for {now.bad} steps, up to step {now.step - 1}; {_kept(job)}; "
+                f"try a smaller --lr than {config.lr:g}"
+            )
+        speed = config.batch * (now.step - clock_step) / max(time.monotonic() - clock, 1e-9)
+        job.progress.step(now.step, epoch + 1, now.mean("distortion"), now.mean("rate"), speed)
+
+        # While steps are not finite nothing is saved or selected: the last checkpoint stays the good one.
+        if plan.evaluates(now.step) and not now.bad:
+            line = _evaluate(job, now, done, speed)
+            history.append(line)
+            _save(job, now)
+            saved_step, saved_at = now.step, time.monotonic()
+            clock_step, clock = now.step, time.monotonic()
+        elif time.monotonic() - saved_at > config.checkpoint_seconds and not now.bad:
+            _save(job, now)
+            saved_step, saved_at = now.step, time.monotonic()
+
+    if (now.step > saved_step or not now.step) and not now.bad:
+        _save(job, now)
+    over = plan.over(now.step, now.best)
+    if not over:
+        job.progress.note(
+            f"stopped at step {now.step} of {plan.total}, saved; go on with --run {job.run} --resume"
+        )
+    elif now.step < plan.total and now.best:
+        job.progress.note(f"stopped early: validation has not improved since step {now.best['step']}")
+    chosen = ranks.share(lambda: checkpoint.best(job.run) or checkpoint.latest(job.run))
+    if chosen is None:
+        raise TrainingError(f"no step of this run was finite: try a smaller --lr than {config.lr:g}")
+    return Result(job.run, chosen, config, history, finished=over)
+
+
+def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[str, Any]:
+    """Validate the averaged weights, note the best, and begin new sums: the line of metrics.jsonl."""
+    now.validation = evaluate(now.average, job.pixels, job.data.split.validation, job.config, job.ranks)
+    elbo = judged(now.validation)
+    if not math.isfinite(elbo):
+        raise TrainingError(
+            f"the validation ELBO is {elbo} at step {now.step}; {_kept(job)}; "
+            f"try a smaller --lr than {job.config.lr:g}"
+        )
+    if now.step > job.plan.warm and (now.best is None or elbo > now.best["elbo"]):
+        now.best = {"step": now.step, "elbo": elbo}
+    line = {
+        "step": now.step,
+        "epoch": now.step // job.plan.per_epoch,
+        "train": {
+            "distortion": now.mean("distortion"),
+            "rate": now.mean("rate"),
+            "mse": now.mean("squares") / math.prod(job.data.shape),
+            "skipped": now.sums["skipped"],
+            "grad_norm": statistics.median(now.norms) if now.norms else None,
+        },
+        "validation": now.validation,
+        "sigma": math.sqrt(float(now.average.variance)),
+        **({} if now.average.scale is None else {"scale": float(now.average.scale)}),
+        "lr": done.lr,
+        "beta": done.beta,
+        "images_per_second": round(speed, 1),
+    }
+    now.sums = dict.fromkeys(now.sums, 0)
+    if job.ranks.first:
+        checkpoint.append_metrics(job.run, line)
+    if job.board:
+        job.board.evaluated(line)
+    job.progress.evaluated(line)
+    return line
+
+
+def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], Output]:
+    """The network as the loop calls it: compiled, parallel under torchrun, in the config's precision."""
+    config, device = job.config, job.pixels.device
+    module: torch.nn.Module = network
+    if config.compile:
+        images, eps = draw(config, job.pixels, job.data.split.train[: config.batch], job.ranks, "trial", 0)
+        with autocast(config.precision, device):
+            module = compiled(network, images, eps, job.progress.note)
+    return cast(job.ranks.parallel(module, device), config.precision, device)
+
+
+def _save(job: _Job, now: State) -> None:
+    if not now.finite():
+        raise TrainingError(
+            f"the weights are not finite at step {now.step}; {_kept(job)}; "
+            f"try a smaller --lr than {job.config.lr:g}"
+        )
+    if job.ranks.first:
+        about = {
+            "total_steps": job.plan.total,
+            "epoch": now.step / job.plan.per_epoch,
+            "config": job.config.to_dict(),
+            "data": {"name": job.data.name, "digest": job.data.digest, "n": len(job.data.pixels)},
+        }
+        checkpoint.save(job.run, now.tensors(), now.record() | about)
+
+
+def _kept(job: _Job) -> str:
+    newest = checkpoint.latest(job.run)
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+
+
+def _newest(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    newest = checkpoint.latest(run)
+    return (checkpoint.read_state(newest), checkpoint.read_tensors(newest)) if newest else None
+
+
+def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ranks) -> TrainConfig:
+    """The config to train with: resolved and written down, or the one that lies in the run to resume."""
+    path = run / "config.json"
+    newest = checkpoint.latest(run)
+    if resume and path.exists():
+        config = TrainConfig.from_json(path.read_text())
+    elif newest:
+        raise TrainingError(f"{run} already holds a run: go on with --resume, or choose another --run")
+    if newest and checkpoint.read_state(newest)["data"]["digest"] != data.digest:
+        raise TrainingError(f"the images are not those that {run} was trained on: start a new --run")
+    config = resolve(
+        config,
+        name=data.name,
+        train=len(data.split.train),
+        image=data.shape,
+        binary=data.binary,
+        levels=data.levels,
+    )
+    config = replace(config, precision=chosen(config.precision, ranks.device(config.device)))
+    run.mkdir(parents=True, exist_ok=True)
+    checkpoint.clean(run)
+    checkpoint.write(path, config.to_json())
+    return config
+
+
+@contextlib.contextmanager
+def _threads(config: TrainConfig) -> Iterator[None]:
+    """One thread for small batches of small images: on a busy machine two took 29× the time, waiting."""
+    before = torch.get_num_threads()
+    if config.batch * math.prod(config.image_size or ()) < FEW_PIXELS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

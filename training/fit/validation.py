@@ -1,0 +1,47 @@
+"""How good the averaged weights are on the validation images, at β = 1: this is what selects a checkpoint."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from training.config import TrainConfig
+from training.data.images import Indices
+from training.fit.batches import Pixels, draw
+from training.fit.distributed import Ranks
+from training.model import objective
+from training.model.networks import VAE, Output
+
+ALONE = Ranks()
+
+
+@torch.no_grad()
+def evaluate(
+    network: VAE, pixels: Pixels, rows: Indices, config: TrainConfig, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """Means over images: ELBO (β = 1), distortion and rate in nats, under the prior that is trained with; MSE
+    of reconstructions from the mean; and `iwae`, the bound, where a bound of several samples is trained.
+
+    With the same noise every time, so that two evaluations differ by their weights alone.
+    """
+    sums: list[Tensor] = []  # of each batch: the last one is smaller
+    for start in range(0, len(rows), config.batch):
+        batch = rows[start : start + config.batch]
+        images, eps = draw(config, pixels, batch, ranks, "validation", start)
+        output: Output = network(images, eps)
+        distortions, _ = objective.distortions(
+            config.kind, output, images, network.variance, levels=config.levels
+        )
+        terms, bound = objective.terms(distortions, output), objective.bound(distortions, output)
+        restored = torch.sigmoid(network.decoder(output.posterior.mean))
+        errors = (images - restored).square().flatten(1).mean(1)
+        sums.append(torch.stack([terms.distortion.sum(), terms.rate.sum(), errors.sum(), bound.sum()]))
+    totals = ranks.sum(torch.stack(sums)).cpu().double().sum(0)
+    distortion, rate, mse, iwae = (totals / len(rows)).tolist()
+    figures = {"elbo": -distortion - rate, "distortion": distortion, "rate": rate, "mse": mse, "n": len(rows)}
+    return figures | ({"iwae": iwae} if config.iwae > 1 else {})
+
+
+def judged(figures: Mapping[str, float]) -> float:
+    """What selects a checkpoint: the bound that is trained, which is the ELBO for a single sample."""
+    return figures.get("iwae", figures["elbo"])

@@ -1,0 +1,285 @@
+"""The encoder and the decoder: a convolutional residual VAE for images of any height and width.
+
+- Stages halve the image (rounding up) until its longer side is at most 7; the decoder mirrors them and crops.
+- No normalisation layers up to two stages: such networks quantise well. Residual branches start at zero
+  instead (`activation: pre`, which reconstructs better), or the sum goes through an activation (`post`, which
+  embeds better). Deeper ones would come to draw the same picture for every image, and stay there: in their
+  residual blocks there is GroupNorm. Not BatchNorm: its statistics would come from posterior samples and be
+  used on prior samples.
+- Nearest upsampling and a convolution, not a transposed one: no checkerboard pattern.
+- One dial, `width`: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
+
+`EncoderGraph` and `DecoderGraph` are what is exported: uint8 NHWC outside, so that no caller normalises.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.config import Activation, TrainConfig
+from training.model.flow import Flow
+from training.model.mixture import Mixture
+
+LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
+MOST_NORM_FREE = 2  # stages
+SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
+FIRST_SCALE = 0.1  # of a logistic, on [0, 1]: about what grey images are off by at first
+SMALLEST_LOG_SCALE = -7.0  # as PixelCNN++ has it: a quarter of a grey level, where nothing is left to gain
+
+
+class Posterior(NamedTuple):
+    """q(z|x) = N(mean, exp(logvar)), both float32 [n, d]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a network is built from."""
+
+    height: int
+    width: int
+    channels: int
+    latent: int
+    base: int  # the dial: channels of the first stage
+    activation: Activation = "pre"
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width before each stage and after the last, largest first."""
+        sizes = [(self.height, self.width)]
+        while len(sizes) == 1 or max(sizes[-1]) > SMALLEST_SIDE:
+            sizes.append((math.ceil(sizes[-1][0] / 2), math.ceil(sizes[-1][1] / 2)))
+        return tuple(sizes)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels after each stage."""
+        return tuple(self.base * min(2**stage, 4) for stage in range(len(self.sizes) - 1))
+
+    @property
+    def normed(self) -> bool:
+        """Whether residual blocks have GroupNorm."""
+        return len(self.stages) > MOST_NORM_FREE
+
+    @property
+    def hidden(self) -> int:
+        return 8 * self.base
+
+    @property
+    def features(self) -> int:
+        """Numbers left of an image after the last stage."""
+        height, width = self.sizes[-1]
+        return self.stages[-1] * height * width
+
+
+class Residual(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), whose last convolution has no weight at the start; the norms
+    are there where `normed` says so."""
+
+    def __init__(self, channels: int, *, normed: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norms = nn.ModuleList(_norm(channels) if normed else nn.Identity() for _ in range(2))
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Tensor = self.first(functional.silu(self.norms[0](x)))
+        inner = self.last(functional.silu(self.norms[1](inner)))
+        return x + inner
+
+
+class PostResidual(nn.Module):
+    """silu(y + conv(silu(norm(conv(norm(y)))))) with y = silu(x), as He et al. (arXiv 1512.03385) had it but
+    for where the norms stand, if `normed` asks for them."""
+
+    def __init__(self, channels: int, *, normed: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norms = nn.ModuleList(_norm(channels) if normed else nn.Identity() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.silu(x)
+        inner: Tensor = self.first(self.norms[0](y))
+        inner = self.last(functional.silu(self.norms[1](inner)))
+        return y + inner  # what follows begins with silu
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Of eight channels a group (Wu & He, arXiv 1803.08494)."""
+    return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
+
+
+RESIDUALS: dict[Activation, type[nn.Module]] = {"pre": Residual, "post": PostResidual}
+
+
+class Encoder(nn.Module):
+    """Images float32 [n, c, h, w] in [0, 1] → posterior mean and logvar, float32 [n, d]."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before, residual = shape.channels, RESIDUALS[shape.activation]
+        for channels in shape.stages:
+            block = residual(channels, normed=shape.normed)
+            layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), block, nn.SiLU()]
+            before = channels
+        self.stages = nn.Sequential(*layers)
+        self.hidden = nn.Linear(shape.features, shape.hidden)
+        self.head = nn.Linear(shape.hidden, 2 * shape.latent)
+
+    def forward(self, images: Tensor) -> Posterior:
+        features = self.stages(2 * images - 1).flatten(1)  # [n, features]
+        mean, logvar = self.head(functional.silu(self.hidden(features))).chunk(2, dim=1)
+        # tanh, not a clamp: a clamped value has no gradient to come back with.
+        return Posterior(mean, LOGVAR_LIMIT * torch.tanh(logvar / LOGVAR_LIMIT))
+
+
+class Decoder(nn.Module):
+    """Latents float32 [n, d] → logits float32 [n, c, h, w]; their sigmoid is the likelihood's mean."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.hidden = nn.Linear(shape.latent, shape.hidden)
+        self.features = nn.Linear(shape.hidden, shape.features)
+        channels = shape.stages
+        residual = RESIDUALS[shape.activation]
+        self.residuals = nn.ModuleList(residual(c, normed=shape.normed) for c in reversed(channels))
+        after = (shape.channels, *channels[:-1])
+        self.ups = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(reversed(channels), reversed(after), strict=True)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        sizes = self.shape.sizes
+        x: Tensor = self.features(functional.silu(self.hidden(z)))
+        x = x.reshape(-1, self.shape.stages[-1], *sizes[-1])
+        for residual, up, (height, width) in zip(self.residuals, self.ups, reversed(sizes[:-1]), strict=True):
+            x = functional.silu(residual(x))
+            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, :height, :width]
+            x = up(x)
+        return x
+
+
+class Output(NamedTuple):
+    """What a VAE makes of n images with k samples of each posterior, a sample's rows beside one another:
+    decoder logits [n·k, c, h, w]; the posterior [n, d]; its samples z [n·k, d]; log p(z) [n·k] in nats
+    under a trained prior, None where that is N(0, I); the logistic's scale [], None for other likelihoods."""
+
+    logits: Tensor
+    posterior: Posterior
+    z: Tensor
+    log_prior: Tensor | None = None
+    scale: Tensor | None = None
+
+    def float(self) -> "Output":
+        """All of it in float32, whatever the networks computed in."""
+        mean, logvar = self.posterior
+        posterior = Posterior(mean.float(), logvar.float())
+        return self._replace(logits=self.logits.float(), posterior=posterior, z=self.z.float())
+
+
+class VAE(nn.Module):
+    """Both networks, the prior if that is trained too, and what the likelihood has: σ² of the Gaussian, a
+    running value that is 1 until trained, and log s of the logistic, which is learned like any weight.
+
+    Any encoder of images to a `Posterior` and any decoder of latents to logits will do.
+    """
+
+    variance: Tensor
+    log_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: Shape,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        prior: Flow | Mixture | None = None,
+        *,
+        logistic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = prior
+        self.register_buffer("variance", torch.ones(()))
+        scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if logistic else None
+        self.register_parameter("log_scale", scale)
+
+    @property
+    def flow(self) -> Flow | None:
+        """The prior, if it is a flow: that is exported with the model."""
+        return self.prior if isinstance(self.prior, Flow) else None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The logistic's s, on [0, 1]; None for other likelihoods."""
+        return None if self.log_scale is None else self.log_scale.clamp(min=SMALLEST_LOG_SCALE).exp()
+
+    def forward(self, images: Tensor, eps: Tensor) -> Output:
+        """Images [n, c, h, w] in [0, 1] and normal noise [n, d], or [n, k, d] for k samples of each."""
+        posterior: Posterior = self.encoder(images)
+        z = reparameterise(posterior, eps)
+        log_prior = None
+        if self.prior is not None:  # its sums of logarithms need more than bfloat16 has
+            with torch.autocast(z.device.type, enabled=False):
+                log_prior = self.prior.log_density(z.float())
+        return Output(self.decoder(z), posterior, z, log_prior, self.scale)
+
+
+def reparameterise(posterior: Posterior, eps: Tensor) -> Tensor:
+    """z = mean + σ·eps, so that gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114): [n, d] of
+    noise [n, d], and [n·k, d] of noise [n, k, d]."""
+    mean, deviation = posterior.mean, torch.exp(0.5 * posterior.logvar)
+    if eps.ndim > mean.ndim:
+        return (mean[:, None] + deviation[:, None] * eps).flatten(0, 1)
+    return mean + deviation * eps
+
+
+def build(config: TrainConfig) -> VAE:
+    """The network of a resolved config, on the CPU, with weights drawn from the config's seed alone."""
+    if config.image_size is None or config.channels is None or config.latent is None:
+        raise ValueError("resolve the config first: it does not say the image's shape")
+    shape = Shape(*config.image_size, config.channels, config.latent, config.width, config.activation)
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
+        torch.manual_seed(config.seed)
+        encoder, decoder = Encoder(shape), Decoder(shape)
+        prior: Flow | Mixture | None = None  # drawn last: without it the other weights are the same
+        if config.prior == "flow":
+            prior = Flow(shape.latent, config.flow_blocks, config.flow_hidden)
+        elif config.prior == "mixture":
+            prior = Mixture(shape.latent, config.components)
+        return VAE(shape, encoder, decoder, prior, logistic=config.likelihood == "logistic")
+
+
+class EncoderGraph(nn.Module):
+    """encoder.onnx: `image` uint8 [n, h, w, c] → `mean`, `logvar` float32 [n, d]."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.encoder(image.permute(0, 3, 1, 2).to(torch.float32) / 255)
+        return mean, logvar
+
+
+class DecoderGraph(nn.Module):
+    """decoder.onnx: `z` float32 [n, d] → `image` uint8, `pixels` float32 in [0, 1], both [n, h, w, c]."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = torch.sigmoid(self.decoder(z)).permute(0, 2, 3, 1)
+        return (pixels * 255).round().clamp(0, 255).to(torch.uint8), pixels

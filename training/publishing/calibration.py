@@ -1,0 +1,39 @@
+"""The scores of held-out images, beside which the service judges new ones: writes calibration.npz."""
+
+from pathlib import Path
+
+import numpy as np
+
+from training.data.images import Slices
+from training.publishing.export import CHUNK, draw
+from vaeserve.bundle.calibration import Scores, calibrate, score
+from vaeserve.bundle.engine import Engine, Posterior
+
+FILE = "calibration.npz"
+MOST = 10_000  # images: a p-value near 0.05 is then good to ± 0.002
+
+
+def scores(engine: Engine, images: Slices, seed: int) -> Scores:
+    """The scores of images uint8 [n, h, w, c] as /score computes them; row r has the noise of row r."""
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        part = images[start : start + CHUNK]
+        posterior = Posterior(*engine.encode(part))
+        z = draw(*posterior, seed, start)
+        parts.append(
+            score(
+                engine.manifest,
+                engine.prior,
+                part,
+                posterior,
+                engine.pixels(z),
+                engine.decode(posterior.mean),
+            )
+        )
+    return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def write_calibration(engine: Engine, images: Slices, seed: int, folder: Path) -> None:
+    """calibration.npz of at most `MOST` images that the model was neither trained nor tested on."""
+    few = images if len(images) <= MOST else images[:MOST]
+    np.savez_compressed(folder / FILE, allow_pickle=False, **calibrate(scores(engine, few, seed))._asdict())

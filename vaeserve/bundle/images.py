@@ -1,0 +1,224 @@
+"""Image files → uint8 [h, w, c] and back. The one preprocessing path: training and serving call this.
+
+What a person expects of a picture holds here: EXIF orientation is applied, transparency is shown on
+white, 16-bit grey keeps its full range, of an animation the first frame counts. A large picture costs
+little more memory than Pillow needs to decode it: it is converted in strips, and shrunk on the way.
+"""
+
+import io
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from vaeserve.bundle.png import read_plain
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has parsers for sixty more that nobody sends
+
+Fit = Literal["cover", "contain", "stretch"]
+
+# The largest side that JPEG can have. Pillow keeps a pointer for every row, so that an image of one column
+# would take three times the memory of its pixels.
+MAX_SIDE = 65_535
+
+# Up to here an image is converted in one go and resampled from all of its pixels; above, in strips of as
+# many pixels, each shrunk by a whole number before the resampling, to no less than twice the model's size.
+STRIP = 1 << 20
+
+# Pillow decodes run-length encoded BMP in Python, 3 MB a second.
+MAX_RUN_LENGTH = 1 << 20
+
+# WebP decodes into three canvases and a copy: 17 bytes a pixel where other formats take 4 to 8.
+COST = {"WEBP": 2}
+
+ORIENTATION = 0x0112  # EXIF's
+# Its value → what turns the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """Bytes that are no image we can read; the message says what is wrong with them."""
+
+
+class TooManyPixels(ImageError):
+    """An image larger than the limit, known from its header before anything was decoded."""
+
+
+def read_image(
+    data: bytes, *, height: int, width: int, channels: int, fit: Fit, max_pixels: int = 64_000_000
+) -> NDArray[np.uint8]:
+    """Decode one image file and fit it to the model's size: uint8 [height, width, channels].
+
+    `cover` fills the frame and crops, `contain` shows everything on black, `stretch` ignores the
+    aspect ratio; an image of exactly the right size is never resampled. Raises ImageError, and
+    TooManyPixels from the header alone.
+    """
+    if height * width <= max_pixels and (plain := read_plain(data, height, width, channels)) is not None:
+        return plain
+    image = _open(data, max_pixels)
+    try:
+        # JPEG can decode at a fraction of its size; twice the model's keeps the resampling exact enough.
+        enough = 2 * max(height, width)
+        image.draft(None, (enough, enough))
+        image.load()
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        image = _converted(image, "L" if channels == 1 else "RGB", enough)
+        image = image if turn is None else image.transpose(turn)
+        image = _fit(image, (width, height), fit)
+    except Exception as error:  # a broken file makes Pillow's parsers raise nearly anything
+        raise ImageError(f"the image is broken or truncated ({_reason(error)})") from error
+    # What np.asarray does, without the way through __array_interface__, which takes as long again.
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+
+
+def image_size(data: bytes, *, max_pixels: int = 64_000_000) -> tuple[int, int, int]:
+    """(height, width, channels) of an image file from its header, as a person sees it; channels 1 or 3."""
+    image = _open(data, max_pixels)
+    try:
+        # Of a PNG only what stands before its pixels: to look further, Pillow would decode them all.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)  # those lie on their side
+        grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or (
+            image.mode in ("P", "PA") and _is_grey(image)
+        )
+    except Exception as error:  # as in read_image
+        raise ImageError(f"the image is broken or truncated ({_reason(error)})") from error
+    width, height = image.size[::-1] if turned else image.size
+    return height, width, 1 if grey else 3
+
+
+def fit_array(
+    pixels: NDArray[np.uint8], *, height: int, width: int, channels: int, fit: Fit
+) -> NDArray[np.uint8]:
+    """Bring uint8 [h, w, 1 or 3] to a model's size as `read_image` does files: [height, width, channels]."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image = _fit(_to_mode(image, "L" if channels == 1 else "RGB"), (width, height), fit)
+    return np.asarray(image).reshape(height, width, channels)
+
+
+def contact_sheet(
+    images: NDArray[np.uint8], *, columns: int | None = None, gap: int = 2
+) -> NDArray[np.uint8]:
+    """Lay uint8 [n, h, w, c] out as one image in reading order, as square as it gets; uint8 [H, W, c]."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.zeros((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), np.uint8)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def encode_image(pixels: NDArray[np.uint8], format: Literal["png", "jpeg"] = "png") -> bytes:
+    """uint8 [h, w, c] → the bytes of an image file."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    file = io.BytesIO()
+    if format == "png":
+        image.save(file, "PNG", compress_level=1)  # level 6 takes twice the time to save an eighth
+    else:
+        image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def encode_animation(images: NDArray[np.uint8], format: Literal["gif", "webp"], duration: int) -> bytes:
+    """uint8 [n, h, w, c] → an animation that repeats for ever, each frame `duration` milliseconds long."""
+    frames = [Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels) for pixels in images]
+    file = io.BytesIO()
+    first, *others = frames
+    first.save(
+        file,
+        format.upper(),
+        save_all=True,
+        append_images=others,
+        duration=duration,
+        loop=0,
+        lossless=True,  # WebP: small pictures gain nothing from losses
+    )
+    return file.getvalue()
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(f"the image has more than the {max_pixels:,} pixels allowed") from error
+    except Exception as error:  # as in read_image
+        raise ImageError(
+            f"the bytes are no image that can be read ({_reason(error)}); send {', '.join(FORMATS)}"
+        ) from error
+    width, height = image.size
+    allowed = max_pixels // COST.get(image.format or "", 1)
+    if width * height > allowed or max(width, height) > MAX_SIDE:
+        raise TooManyPixels(
+            f"the image has {width} × {height} pixels; a {image.format} file may have {allowed:,} here and "
+            f"{MAX_SIDE:,} a side: send it smaller"
+        )
+    if len(data) > MAX_RUN_LENGTH and any(tile[0] == "bmp_rle" for tile in image.tile):
+        raise ImageError("a BMP with run-length encoding takes too long to decode; send it as PNG")
+    return image
+
+
+def _converted(image: Image.Image, mode: Literal["L", "RGB"], enough: int) -> Image.Image:
+    """The image in `mode`; a large one also shrunk, by a factor that leaves both sides `enough`."""
+    if image.width * image.height <= STRIP:
+        return _to_mode(image, mode)
+    factor = max(1, min(image.size) // enough)
+    rows = max(1, STRIP // image.width // factor) * factor
+    shrunk = Image.new(mode, (-(-image.width // factor), -(-image.height // factor)))
+    for top in range(0, image.height, rows):
+        strip = _to_mode(image.crop((0, top, image.width, min(top + rows, image.height))), mode)
+        shrunk.paste(strip.reduce(factor), (0, top // factor))
+    return shrunk
+
+
+def _to_mode(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # rounded
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _fit(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    if image.size == size:
+        return image
+    method = Image.Resampling.BICUBIC
+    match fit:
+        case "stretch":
+            return image.resize(size, method)
+        case "cover":
+            return ImageOps.fit(image, size, method)
+        case "contain":
+            scale = min(size[0] / image.width, size[1] / image.height)
+            inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            frame = Image.new(image.mode, size)
+            frame.paste(image.resize(inner, method), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+            return frame
+
+
+def _is_grey(image: Image.Image) -> bool:
+    colours = image.convert("RGB").getcolors(256) or []
+    return all(red == green == blue for _, (red, green, blue) in colours)  # type: ignore[misc]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "BytesIO" in text or not text:  # Pillow names the buffer's address, which helps nobody
+        return "unknown format"
+    return text[:120]
