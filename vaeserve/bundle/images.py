@@ -15,7 +15,16 @@ from PIL import Image, ImageOps
 
 from vaeserve.bundle.png import read_plain
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has parsers for sixty more that nobody sends
+# Pillow's names of the formats that are read, and their media types. Its other sixty parsers stay unused: nobody
+# sends those, and each could have a bug.
+MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+FORMATS = tuple(MEDIA_TYPES)
 
 Fit = Literal["cover", "contain", "stretch"]
 
