@@ -29,8 +29,9 @@ from service.settings import Settings
 
 DESCRIPTION = """A variational autoencoder over HTTP: images to latents and back, and new images.
 
-Bodies are JSON, image files, forms or `application/x-npy`; the Accept header selects the format of the answer. Every
-error is `application/problem+json`. Every operation is pure, so it is safe to send a request again.
+Bodies are JSON, image files, forms or `application/x-npy`; the Accept header selects the format of the
+answer. Every error is `application/problem+json`. Every operation is pure, so it is safe to send a request
+again.
 """
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application. Without settings it reads the environment.
 
-    It answers at once, and computes once its models are loaded. `on_loaded` is called then, or when loading failed.
-    With `load_first` its start takes until then.
+    It answers at once, and computes once its models are loaded. `on_loaded` is called then, or when loading
+    failed. With `load_first` its start takes until then.
     """
     settings = settings or Settings()
     service = Service(settings, warm_up=warm_up)

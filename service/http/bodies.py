@@ -1,10 +1,9 @@
 """Bodies as arrays: one table for each kind of input, one row for each media type.
 
-Readers return uint8 [n, h, w, c] or float32 [n, *latent], ready for the model. Image files of any size are fitted to the
-model's size; arrays must have it. Readers know nothing of models beyond their manifest.
+Readers return uint8 [n, h, w, c] or float32 [n, *latent], ready for the model. Image files of any size are
+fitted to the model's size; arrays must have it. Readers know nothing of models beyond their manifest.
 """
 
-import base64
 import binascii
 import io
 from collections.abc import Callable, Iterable

@@ -10,15 +10,14 @@ from fastapi.responses import Response
 from service.core.admission import ClientGone
 from service.core.models import Model, Models
 from service.core.problems import InvalidRequest, Pointer
-from service.core.service import Service
+from service.core.service import Budget, Service
 from service.core.trace import timed
 from service.http import answers, caching
-from service.http.bodies import READERS, Budget
+from service.http.bodies import READERS
 from service.http.forms import read_form
 from service.http.headers import header
 from service.http.negotiation import JSON, MULTIPART, content_type, negotiate
 from service.http.parsing import merge, parse, parse_form
-from service.operations.answer import Answer
 from service.operations.fields import Options
 from service.operations.operation import Inputs, Operation
 
@@ -28,7 +27,6 @@ Endpoint = Callable[[Request, Any], Awaitable[Response]]
 def endpoint(operation: Operation) -> Endpoint:
     """The function that answers the requests for an operation, as FastAPI takes it."""
     writers = answers.WRITERS[operation.outputs]
-    run = cast(Callable[..., Awaitable[Answer]], operation.run)
 
     async def answer(request: Request, query: Options) -> Response:
         service = service_of(request)
@@ -43,7 +41,7 @@ def endpoint(operation: Operation) -> Endpoint:
                 if unchanged := caching.not_modified(request, tag, model, pinned=pinned):
                     return unchanged
                 keep = caching.headers(tag, pinned=pinned)
-            found = await run(service, model, options, *inputs)
+            found = await operation.run(service, model, options, *inputs)
         except InvalidRequest as problem:
             problem.errors = tuple(_located(error, query) for error in problem.errors)
             raise

@@ -1,7 +1,7 @@
 """The examples of the OpenAPI document: one for every body, every answer and every problem.
 
-They are for a model that is loaded, so that each of them can be sent as it stands. Without a model they are for
-`mnist@1`, with 32 latents. Tests send the requests and provoke the problems.
+They are for a model that is loaded, so that each of them can be sent as it stands. Without a model they are
+for `mnist@1`, with 32 latents. Tests send the requests and provoke the problems.
 """
 
 from collections.abc import Callable, Iterable
@@ -65,6 +65,10 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [],
     ),
     "wrong-model": ("mnist@9 is not loaded; there is mnist@1. No other version stands in for it.", []),
+    "no-prior": (
+        "mnist@1 has no prior to sample from; decode latents of your own, or use a model that has one.",
+        [],
+    ),
     "too-large": ("n = 257 is more than the 256 of one request; send several.", []),
     "unsupported-media-type": (
         "text/plain cannot be read here; possible are application/json, application/x-npy. "
@@ -98,9 +102,7 @@ def references(
     schema: type[BaseModel], examples: Callable[[Manifest], Iterable[Example]]
 ) -> dict[str, dict[str, str]]:
     """The examples of a JSON body or answer, as references to what `components` returns."""
-    return {
-        name: {"$ref": f"{PREFIX}{schema.__name__}.{name}"} for name, _, _ in examples(PLACEHOLDER)
-    }
+    return {name: {"$ref": f"{PREFIX}{schema.__name__}.{name}"} for name, _, _ in examples(PLACEHOLDER)}
 
 
 def command(media_type: str, *, sent: bool) -> dict[str, Any]:
@@ -140,7 +142,8 @@ def components(
         for name, summary, value in operation.requests(manifest):
             value = {"model": manifest.reference} | value if name_model else value
             found[f"{operation.body.__name__}.{name}"] = {"summary": summary, "value": value}
-    for each in (*operations, *infos):
+    declared: list[Operation | Info] = [*operations, *infos]
+    for each in declared:
         for name, summary, value in each.answers(manifest):
             found[f"{each.result.__name__}.{name}"] = {"summary": summary, "value": value}
     for kind in problems.kinds():

@@ -188,9 +188,7 @@ def _model(its: Manifest) -> list[Example]:
 INFO = (
     Info("list_models", "/models", list_models, ModelsAnswer, "Models", _summary),
     Info("show_model", "/models/{name}", show_model, ModelAnswer, "Models", _model),
-    Info(
-        "show_version", "/models/{name}/versions/{version}", show_model, ModelAnswer, "Models", _model
-    ),
+    Info("show_version", "/models/{name}/versions/{version}", show_model, ModelAnswer, "Models", _model),
     Info(
         "healthz",
         "/healthz",

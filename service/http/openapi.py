@@ -1,7 +1,7 @@
 """The OpenAPI document: bodies, answers, problems and examples of everything that is documented.
 
-FastAPI cannot know which media types an endpoint reads and writes; it learns that here, from the declarations.
-`python -m service.http.openapi > docs/openapi.json` writes the document.
+FastAPI cannot know which media types an endpoint reads and writes; it learns that here, from the
+declarations. `python -m service.http.openapi > docs/openapi.json` writes the document.
 """
 
 import inspect
@@ -122,8 +122,8 @@ def install(app: FastAPI) -> None:
             keys = service.settings.keys()
             operations, infos = all_operations(), (*INFO, *([RELOAD] if keys else []))
             bodies = [each.body for each in operations if each.methods != ("GET",)]
-            results = [each.result for each in (*operations, *infos)]
-            kinds = dict.fromkeys([*bodies, *results, ProblemDetails])
+            results = [*(each.result for each in operations), *(each.result for each in infos)]
+            kinds: dict[type[BaseModel], None] = dict.fromkeys([*bodies, *results, ProblemDetails])
             _, definitions = models_json_schema(
                 [(kind, "validation") for kind in kinds], ref_template=REFERENCE
             )
@@ -161,7 +161,10 @@ def _drop_missing(node: Any, there: dict[str, Any]) -> None:
         if isinstance(listed, dict) and node is not there:
             for key, value in list(listed.items()):
                 reference = value.get("$ref", "") if isinstance(value, dict) else ""
-                if reference.startswith(examples.PREFIX) and reference.removeprefix(examples.PREFIX) not in there:
+                if (
+                    reference.startswith(examples.PREFIX)
+                    and reference.removeprefix(examples.PREFIX) not in there
+                ):
                     del listed[key]
         for value in node.values():
             _drop_missing(value, there)

@@ -35,12 +35,14 @@ def parse(kind: type[B], data: bytes) -> B:
 def merge(query: Options, body: O) -> O:
     """The options of a request that has some in the query and some in the body.
 
-    InvalidRequest where the two contradict each other. A query parameter that equals its default never does: API
-    pages and generated clients send those without being asked.
+    InvalidRequest where the two contradict each other. A query parameter that equals its default never does:
+    API pages and generated clients send those without being asked.
     """
     fields = type(query).model_fields
     sent = {
-        name for name in query.model_fields_set if getattr(query, name) != fields[name].get_default(call_default_factory=True)
+        name
+        for name in query.model_fields_set
+        if getattr(query, name) != fields[name].get_default(call_default_factory=True)
     }
     twice = [
         Pointer(
@@ -52,7 +54,9 @@ def merge(query: Options, body: O) -> O:
         if getattr(query, name) != getattr(body, name)
     ]
     if twice:
-        raise InvalidRequest("The query and the body contradict each other; send each option once.", errors=twice)
+        raise InvalidRequest(
+            "The query and the body contradict each other; send each option once.", errors=twice
+        )
     return body.model_copy(update={name: getattr(query, name) for name in sent})
 
 

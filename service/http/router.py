@@ -1,7 +1,7 @@
 """The routes of every operation, and a fast path to them: one look-up instead of a framework's work.
 
-FastAPI has these routes too, and documents them. What it does for each request (trying routes in turn, resolving
-dependencies, exit stacks) takes longer than a small model does. Both ways end in the same endpoint.
+FastAPI has these routes too, and documents them. What it does for each request (trying routes in turn,
+resolving dependencies, exit stacks) takes longer than a small model does. Both ways end in the same endpoint.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,7 +21,7 @@ PREFIXES = {"": "", "with_model": "/models/{name}", "with_version": "/models/{na
 
 
 class Route(NamedTuple):
-    """One method of one path. `query` is the type of the endpoint's second argument, None if it has one only."""
+    """One method of one path. `query` is the type of the endpoint's second argument, None for none."""
 
     method: str
     path: str
@@ -57,7 +57,9 @@ class FastPath:
             segments = route.path.split("/")
             key = route.method, len(segments), segments[-1]
             if key in self.table:
-                raise ValueError(f"{route.method} {route.path} and {self.table[key][0].path} cannot be told apart")
+                raise ValueError(
+                    f"{route.method} {route.path} and {self.table[key][0].path} cannot be told apart"
+                )
             self.table[key] = route, segments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -114,7 +114,7 @@ class Statistics:
         return self._requests[function.labels]
 
     def pipeline(self, function: Function) -> Executions:
-        """The executions of a function that runs several graphs: as in Triton's ensembles, one for each request."""
+        """The executions of a function of several graphs. As in Triton's ensembles, a request is one."""
         if function.labels not in self._pipelines:
             self._pipelines[function.labels] = Executions(self._metrics, *function.labels)
         return self._pipelines[function.labels]

@@ -1,4 +1,4 @@
-"""Operations as models of the Open Inference Protocol: `mnist.encode` is the operation encode of the model mnist.
+"""Operations as models of the Open Inference Protocol: `mnist.encode` is the operation encode of mnist.
 
 A model of that protocol has one set of inputs and outputs. Its tensors are called what the graphs call them.
 """
@@ -72,13 +72,14 @@ class Function:
         return {spec.name: named[spec.name].reshape(-1, *spec.row) for spec in self.outputs}
 
     def _options(self, parameters: Mapping[str, Any]) -> Any:
-        """The operation's options among the parameters of a request; parameters of other names mean nothing here."""
+        """The operation's options among the parameters of a request, whose other names mean nothing here."""
         given = {name: parameters[name] for name in _OPTIONS[self.operation.name] & parameters.keys()}
         if not given:
             return _DEFAULTS[self.operation.name]
         try:
             return self.operation.options.model_validate(
-                {**DEFAULTS.get(self.operation.name, {}), **given, **self.operation.array_options}, strict=True
+                {**DEFAULTS.get(self.operation.name, {}), **given, **self.operation.array_options},
+                strict=True,
             )
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -91,8 +92,10 @@ def _names(options: type[Options]) -> frozenset[str]:
 
 # The operations whose answers have one row for each row of input.
 OPERATIONS = {each.name: each for each in all_operations() if each.has_rows}
+# Options that change nothing that the tensors show.
+_FIXED = {"model", "return", "n", "k", "false_positive_rate"}
 _OPTIONS = {
-    name: _names(each.options) - {"model", "return", "n", "k", "false_positive_rate"} - ({"seed"} if each is SAMPLE else set())
+    name: _names(each.options) - _FIXED - ({"seed"} if each is SAMPLE else set())
     for name, each in OPERATIONS.items()
 }
 _DEFAULTS = {

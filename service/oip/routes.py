@@ -1,7 +1,7 @@
 """The Open Inference Protocol (v2, REST) at /v2, for the clients of Triton, KServe and MLServer.
 
-A model of that protocol has one set of inputs and outputs, so one VAE appears as several, one for each operation:
-`mnist.encode`, `mnist.decode` and so on. docs/oip.md describes them.
+A model of that protocol has one set of inputs and outputs, so one VAE appears as several, one for each
+operation: `mnist.encode`, `mnist.decode` and so on. docs/oip.md describes them.
 """
 
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from service.operations.sample import SAMPLE
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "model_configuration", "statistics", "parameters"]
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
+
 
 async def live(request: Request) -> Response:
     """Whether the process is alive."""
@@ -103,7 +104,7 @@ async def statistics(request: Request) -> Response:
         {
             "name": each.full_name,
             "version": each.version,
-            **shown(counts, each.labels, (*each.labels[:2], each.graph or each.name)),
+            **shown(counts, each.labels, (*each.labels[:2], each.graph or each.operation.name)),
         }
         for each in functions
     ]

@@ -13,9 +13,10 @@ from vaeserve.bundle.arrays import ByteImages
 class Answer:
     """Arrays by their name in JSON, the main one first; four-dimensional uint8 arrays are images.
 
-    `fields` go into JSON alone, `more` into .npz alone. As a picture, what `picture` returns is shown (None: the array
-    `images`): it is called only when a picture was asked for, and works on `picture_size` values. Several images are
-    laid out in `columns` (None: about square) with a `gap` in pixels, or shown for `duration` milliseconds each.
+    `fields` go into JSON alone, `more` into .npz alone. As a picture, what `picture` returns is shown (None:
+    the array `images`): it is called only when a picture was asked for, and works on `picture_size` values.
+    Several images are laid out in `columns` (None: about square) with a `gap` in pixels, or shown for
+    `duration` milliseconds each.
     """
 
     arrays: dict[str, NDArray[Any]]

@@ -23,16 +23,13 @@ ACTIVE = 0.01  # nats of mean KL from which on a dimension counts as used
 class EncodeOptions(fields.Options):
     """Query parameters of /encode."""
 
-    return_: Annotated[
-        list[Literal["mean", "logvar", "sample", "kl", "active"]],
-        LIST,
-        Field(
-            alias="return",
-            min_length=1,
-            description="What to return of each posterior: its mean, its log-variance, a sample of it, its KL to "
-            "N(0, I) in nats; `active` says which dimensions the model uses at all.",
-        ),
-    ] = ["mean"]
+    return_: Annotated[list[Literal["mean", "logvar", "sample", "kl", "active"]], LIST] = Field(
+        ["mean"],
+        alias="return",
+        min_length=1,
+        description="What to return of each posterior: its mean, its log-variance, a sample of it, its KL to "
+        "N(0, I) in nats; `active` says which dimensions the model uses at all.",
+    )
     seed: Seed = None
 
 
@@ -50,8 +47,8 @@ class EncodeAnswer(fields.Result):
 async def encode(service: Service, model: Model, options: EncodeOptions, images: ByteImages) -> Answer:
     """Images to latents: the mean of each image's posterior.
 
-    `return` selects the log-variance, a sample and more. Image files of any size and mode are fitted to the model's
-    size; arrays must have it.
+    `return` selects the log-variance, a sample and more. Image files of any size and mode are fitted to the
+    model's size; arrays must have it.
     """
     posterior = await model.encode(images)
     if options.return_ == ["mean"]:

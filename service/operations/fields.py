@@ -59,8 +59,8 @@ First = Annotated[
     Field(
         ge=0,
         lt=1 << 31,
-        description="Row of the seed at which the noise of this request begins. Several requests with `first` "
-        "0, 256, 512 … together draw what one request would have drawn.",
+        description="Row of the seed at which the noise of this request begins. Several requests with "
+        "`first` 0, 256, 512 … together draw what one request would have drawn.",
     ),
 ]
 
@@ -77,8 +77,8 @@ Latent = _Reals1 | _Reals2 | _Reals3
 Image = str | _Bytes2 | _Bytes3
 
 IMAGES = (
-    f"Each an image file ({', '.join(FORMATS)}) in base64, which is fitted to the model's size; or its pixels "
-    "0…255 as nested lists [h][w][c] or [h][w], in exactly the model's size."
+    f"Each an image file ({', '.join(FORMATS)}) in base64, which is fitted to the model's size; or its "
+    "pixels 0…255 as nested lists [h][w][c] or [h][w], in exactly the model's size."
 )
 LATENTS = "[n][*latent], as /encode returns them"
 
@@ -119,4 +119,6 @@ def refuse(field: str, detail: str) -> InvalidRequest:
 
     Where it stands, in the query or in the body, is filled in by the adapter that read it.
     """
-    return InvalidRequest(f"`{field}` {detail}.", errors=[Pointer(pointer=f"/{field}", detail=detail)])
+    return InvalidRequest(
+        f"`{field}` {detail}.", errors=[Pointer(pointer=f"/{field}", location="", detail=detail)]
+    )

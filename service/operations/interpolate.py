@@ -25,15 +25,13 @@ class InterpolateOptions(fields.Options):
     n: int = Field(9, ge=2, description="Number of frames, both ends included.")
     method: Literal["slerp", "lerp"] = Field(
         "slerp",
-        description="`slerp` follows the arc, on which the distance from the origin changes evenly; `lerp` is "
-        "the straight line.",
+        description="`slerp` follows the arc, on which the distance from the origin changes evenly; `lerp` "
+        "is the straight line.",
     )
     duration: int = Field(80, ge=20, le=10_000, description="Milliseconds of each frame of an animation.")
-    return_: Annotated[
-        list[Literal["latents"]],
-        LIST,
-        Field(alias="return", default_factory=list, description="`latents` adds the latents of the frames."),
-    ]
+    return_: Annotated[list[Literal["latents"]], LIST] = Field(
+        [], alias="return", description="`latents` adds the latents of the frames."
+    )
 
 
 class InterpolateAnswer(fields.Result):
@@ -103,8 +101,6 @@ INTERPOLATE = Operation(
             {"images": [SQUARE], "latents": [latent(its)], "n": 5, "method": "lerp", "return": ["latents"]},
         ),
     ],
-    answers=lambda its: [
-        Example("two", "Two frames", {"model": its.reference, "images": [SQUARE, SQUARE]})
-    ],
+    answers=lambda its: [Example("two", "Two frames", {"model": its.reference, "images": [SQUARE, SQUARE]})],
     tag="Latent space",
 )

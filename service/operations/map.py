@@ -19,11 +19,9 @@ from vaeserve.bundle.latent_map import NO_LABEL
 class MapOptions(fields.Options):
     """Query parameters of /models/{name}/map."""
 
-    return_: Annotated[
-        list[Literal["latents"]],
-        LIST,
-        Field(alias="return", default_factory=list, description="`latents` adds the mean of each point."),
-    ]
+    return_: Annotated[list[Literal["latents"]], LIST] = Field(
+        [], alias="return", description="`latents` adds the mean of each point."
+    )
 
 
 class Thumbnails(BaseModel):
@@ -57,7 +55,7 @@ async def latent_map(service: Service, model: Model, options: MapOptions) -> Ans
     """
     if (found := model.map) is None:
         raise NotFound(
-            f"{model.manifest.reference} has no map; publish a version that has one with `vae-train complete`."
+            f"{model.manifest.reference} has no map; publish a version with one: `vae-train complete`."
         )
     arrays: dict[str, NDArray[Any]] = found._asdict()
     more = {"thumbnails": arrays.pop("thumbnails")}
@@ -72,9 +70,7 @@ async def latent_map(service: Service, model: Model, options: MapOptions) -> Ans
     if (found.labels == NO_LABEL).all():
         more["labels"] = arrays.pop("labels")
         fields |= {"labels": None, "label_names": None}
-    return Answer(
-        arrays, fields=fields, more=more, picture=lambda: found.thumbnails, columns=columns, gap=0
-    )
+    return Answer(arrays, fields=fields, more=more, picture=lambda: found.thumbnails, columns=columns, gap=0)
 
 
 MAP = Operation(

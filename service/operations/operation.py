@@ -1,7 +1,7 @@
 """The declaration of an operation: one thing that a user can ask a model for.
 
-A module of this package with an `Operation` in it is all that an operation needs. REST routes, models of the Open
-Inference Protocol, the OpenAPI document and its examples are derived from the declaration.
+A module of this package with an `Operation` in it is all that an operation needs. REST routes, models of the
+Open Inference Protocol, the OpenAPI document and its examples are derived from the declaration.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cached_property
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pydantic import BaseModel, create_model
@@ -77,8 +77,9 @@ def _always(_: Manifest) -> bool:
 class Operation:
     """One thing that a user can ask a model for.
 
-    `run(service, model, options, *inputs)` computes the `Answer`; its docstring is the page's text. `inputs` are
-    checked and fit the model. `requests` and `answers` give examples for a model; `requests` are JSON bodies.
+    `run(service, model, options, *inputs)` computes the `Answer`; its docstring is the page's text. `inputs`
+    are checked and fit the model. `requests` and `answers` give examples for a model; `requests` are JSON
+    bodies.
     """
 
     name: str  # the last segment of its path
@@ -94,7 +95,8 @@ class Operation:
     default_model: bool = True  # whether there is a path without a model's name
     # Whether the same request always has the same answer, which the client may then keep.
     cacheable: Callable[[Options], bool] = lambda _: False
-    # Typed protocols: the arrays of an answer that has one row for each input row, and the options that yield them.
+    # Typed protocols: the arrays of an answer that has one row for each input row, and the options that yield
+    # them.
     arrays: Callable[[Manifest], Mapping[str, Array]] = _nothing
     array_options: Mapping[str, Any] = field(default_factory=dict)
     available: Callable[[Manifest], bool] = _always
@@ -106,19 +108,23 @@ class Operation:
 
     @cached_property
     def body(self) -> type[JsonBody]:
-        """The JSON body: the fields of the inputs, and the options again, which may be in the query instead."""
-        body: type[JsonBody] = create_model(
-            f"{self.name.capitalize()}Body",
-            __base__=(_FIELDS[self.inputs], self.options),
-            __doc__=f"JSON body of /{self.name}.",
+        """The JSON body: the fields of the inputs, and the options, which may be in the query instead."""
+        bases: tuple[type[Any], ...] = (_FIELDS[self.inputs], self.options)
+        body = create_model(
+            f"{self.name.capitalize()}Body", __base__=bases, __doc__=f"JSON body of /{self.name}."
         )
-        return body
+        return cast(type[JsonBody], body)
 
 
 def all_operations() -> tuple[Operation, ...]:
     """Every `Operation` that a module of this package declares, by tag and name."""
-    modules = (import_module(f"{operations.__name__}.{each.name}") for each in iter_modules(operations.__path__))
+    modules = (
+        import_module(f"{operations.__name__}.{each.name}") for each in iter_modules(operations.__path__)
+    )
     found = {
-        value.name: value for module in modules for value in vars(module).values() if isinstance(value, Operation)
+        value.name: value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, Operation)
     }
     return tuple(sorted(found.values(), key=lambda each: (each.tag, each.name)))

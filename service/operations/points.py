@@ -38,4 +38,6 @@ def check_count(points: Points, fewest: int, most: int | None = None) -> None:
         needed = str(fewest) if most == fewest else f"{fewest} or more" if most is None else f"at most {most}"
         detail = f"has {len(points)} points, images and latents together; this operation takes {needed}"
         field = "latents" if points.images is None and points.latents is not None else "images"
-        raise InvalidRequest(f"The request {detail}.", errors=[Pointer(pointer=f"/{field}", detail=detail)])
+        raise InvalidRequest(
+            f"The request {detail}.", errors=[Pointer(pointer=f"/{field}", location="", detail=detail)]
+        )

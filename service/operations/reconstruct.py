@@ -22,9 +22,7 @@ class ReconstructAnswer(fields.Result):
     error: list[float] = Field(description="mean squared error on [0, 1]")
 
 
-async def reconstruct(
-    service: Service, model: Model, options: fields.Options, images: ByteImages
-) -> Answer:
+async def reconstruct(service: Service, model: Model, options: fields.Options, images: ByteImages) -> Answer:
     """Images through the model and back, with the squared error of each.
 
     The mean of the posterior is decoded, so the same image always gives the same reconstruction.

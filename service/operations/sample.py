@@ -41,15 +41,15 @@ class SampleOptions(fields.Options):
     prior: Annotated[
         PriorKind | None,
         Field(
-            description="`flow` was trained with the model, `mixture` was fitted to the latents of the training "
-            "images, `normal` is N(0, I). Default: the model's own choice."
+            description="`flow` was trained with the model, `mixture` was fitted to the latents of the "
+            "training images, `normal` is N(0, I). Default: the model's own choice."
         ),
     ] = None
     label: Annotated[
         Annotated[str, Field(max_length=256)] | None,
         BeforeValidator(_text),
         Field(
-            description="Draws images of this label only: one of the manifest's `labels`, or its number, from 0."
+            description="Only images of this label: one of the manifest's `labels`, or its number, from 0."
         ),
     ] = None
     truncation: float | None = Field(
@@ -58,11 +58,9 @@ class SampleOptions(fields.Options):
         le=10,
         description="Cuts the noise off at ± this many deviations, for typical images instead of rare ones.",
     )
-    return_: Annotated[
-        list[Literal["latents"]],
-        LIST,
-        Field(alias="return", description="`latents` adds the latents that were decoded."),
-    ] = []
+    return_: Annotated[list[Literal["latents"]], LIST] = Field(
+        [], alias="return", description="`latents` adds the latents that were decoded."
+    )
 
 
 class SampleAnswer(fields.Result):
@@ -76,8 +74,8 @@ class SampleAnswer(fields.Result):
 async def sample(service: Service, model: Model, options: SampleOptions) -> Answer:
     """New images from the model's prior.
 
-    The same seed gives the same images on every machine, and the first of n images is the one of n = 1. `first`
-    selects the n images from that row of the seed on.
+    The same seed gives the same images on every machine, and the first of n images is the one of n = 1.
+    `first` selects the n images from that row of the seed on.
     """
     if options.n > (most := service.settings.max_samples):
         raise TooLarge(f"n = {options.n} is more than the {most} of one request; send several.")
@@ -132,8 +130,8 @@ async def sample_seeds(
 def _prior(model: Model) -> Prior:
     if model.prior is None:
         raise NoPrior(
-            f"{model.manifest.reference} has no prior to sample from; decode latents of your own, or use a model "
-            "that has one."
+            f"{model.manifest.reference} has no prior to sample from; decode latents of your own, or use "
+            "a model that has one."
         )
     return model.prior
 

@@ -29,7 +29,9 @@ class SimilarityOptions(fields.Options):
         description="`cosine` of the means, 1 is alike; or a distance of the posteriors, 0 is alike: "
         "`mahalanobis` of their means in units of the average deviation, or their `symmetric_kl` in nats.",
     )
-    top: int | None = Field(None, ge=1, description="Adds this many of the most similar others of each point.")
+    top: int | None = Field(
+        None, ge=1, description="Adds this many of the most similar others of each point."
+    )
 
 
 class SimilarityAnswer(fields.Result):
@@ -58,7 +60,7 @@ async def similarity(service: Service, model: Model, options: SimilarityOptions,
 
 
 def matrix(metric: str, latents: Floats, posterior: Posterior | None) -> Doubles:
-    """All pairs of n points by `metric`, float64 [n, n], exactly symmetric; docs/latent-routes.md has the formulas."""
+    """All pairs of n points by `metric`, float64 [n, n], exactly symmetric."""
     mean = latents.reshape(len(latents), -1).astype(np.float64)
     if metric == "cosine" or posterior is None:
         lengths = np.linalg.norm(mean, axis=1, keepdims=True)

@@ -47,7 +47,9 @@ async def traverse(service: Service, model: Model, options: TraverseOptions, poi
     check_count(points, 0, 1)
     dimensions = _dimensions(model, options)
     if (rows := len(dimensions) * options.n) > (most := service.settings.max_samples):
-        raise TooLarge(f"dimensions × n = {rows:,} is more than the {most} images of one request; send several.")
+        raise TooLarge(
+            f"dimensions × n = {rows:,} is more than the {most} images of one request; send several."
+        )
     shape = model.manifest.latent.shape
     start = (await encode_points(model, points))[0] if len(points) else np.zeros((1, *shape), np.float32)
     values = np.linspace(-options.extent, options.extent, options.n, dtype=np.float32)

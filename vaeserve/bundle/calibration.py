@@ -52,11 +52,11 @@ def squared_error(images: ByteImages, others: ByteImages) -> Floats:
 
 def score(
     manifest: Manifest,
-    prior: Prior,
     images: ByteImages,
     posterior: tuple[Floats, Floats],
     pixels: Floats,
     reconstructions: ByteImages,
+    log_prior: Doubles,
 ) -> Scores:
     """`posterior`: mean and logvar, float32 [n, *latent]. `pixels` float32 [n, h, w, c] are decoded from one
     z ~ q(z|x) each, `reconstructions` uint8 [n, h, w, c] from the means.
@@ -68,7 +68,7 @@ def score(
     return Scores(
         distortion=-_log_likelihood(manifest.likelihood, manifest.image, images, pixels),
         rate=kl(*posterior).reshape(len(images), -1).sum(axis=1),
-        log_prior=prior.log_density(posterior[0]),
+        log_prior=log_prior,
         error=squared_error(images, reconstructions),
     )
 

@@ -38,6 +38,20 @@ class Posterior(NamedTuple):
     mean: Floats
     logvar: Floats
 
+    def sample(self, seed: int, rows: range | None = None) -> Floats:
+        """One z of each row."""
+        from vaeserve.bundle.prior import noise
+
+        rows = range(len(self.mean)) if rows is None else rows
+        z: Floats = self.mean + np.exp(self.logvar * np.float32(0.5)) * noise(seed, rows, self.mean.shape[1:])
+        return z
+
+    def kl(self) -> Doubles:
+        """KL."""
+        from vaeserve.bundle.calibration import kl
+
+        return kl(*self)
+
 
 class Engine:
     """A bundle that is ready to compute. Every method is pure, and safe to call from any one thread.

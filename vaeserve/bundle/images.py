@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 
 from vaeserve.bundle.png import read_plain
 
-# Pillow's names of the formats that are read, and their media types. Its other sixty parsers stay unused: nobody
-# sends those, and each could have a bug.
+# Pillow's names of the formats that are read, and their media types. Its other sixty parsers stay unused:
+# nobody sends those, and each could have a bug.
 MEDIA_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",

@@ -67,6 +67,11 @@ class ImageSpec(_Record):
     levels: int = Field(default=256, ge=2, le=256, description="distinct values a pixel had in the data")
     fit: Literal["cover", "contain", "stretch"] = "contain"
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.height, self.width, self.channels
+
     @model_validator(mode="after")
     def _not_gigantic(self) -> "ImageSpec":
         if self.height * self.width * self.channels > MAX_VALUES:

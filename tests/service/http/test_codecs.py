@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from service.http.bodies import Answer, Budget
 
 from service.core.problems import BadImage, InvalidRequest, Problem, TooLarge, WrongShape
-from service.http import codecs
-from service.http.codecs import Answer, Budget
+from service.http import bodies
 from vaeserve.bundle.images import TooManyPixels, encode_image, read_image
 from vaeserve.bundle.manifest import ImageSpec, LatentSpec, Manifest
 

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
-
 from service.operations.paths import lerp, slerp
+
 from vaeserve.bundle.images import encode_image
 from vaeserve.bundle.repository import open_engine
 

@@ -1,0 +1,3 @@
+from vaeserve.bundle.prior import SEEDS, noise
+
+__all__ = ["SEEDS", "noise"]

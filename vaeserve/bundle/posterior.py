@@ -1,0 +1,3 @@
+from vaeserve.bundle.engine import Posterior
+
+__all__ = ["Posterior"]
