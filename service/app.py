@@ -13,16 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from service.core import problems
-from service.core.admission import Door
-from service.core.problems import Problem, ProblemAnswers
+from service.core.problems import Problem
 from service.core.service import Service
-from service.core.trace import RequestTrace
-from service.http import openapi
-from service.http.auth import ApiKeys
+from service.http import codecs, errors, openapi
+from service.http.auth import ApiKeyMiddleware
+from service.http.errors import ProblemMiddleware
 from service.http.explorer import add_pages
+from service.http.limits import AdmissionMiddleware
 from service.http.router import Direct
 from service.http.routes import add_routes, computing
+from service.http.tracing import TracingMiddleware
 from service.oip import routes as oip
 from service.settings import Settings
 
@@ -69,7 +69,7 @@ def create_app(
     loading failed. With `load_first` its start takes until then.
     """
     settings = settings or Settings()
-    service = Service(settings)
+    service = Service(settings, warm_up=codecs.warm_up)
 
     async def load() -> None:
         await service.load()
@@ -103,10 +103,8 @@ def create_app(
         # A client that is sent elsewhere by a slash would have to send its images twice.
         redirect_slashes=False,
         # FastAPI would answer what fails below it in words of its own.
-        middleware=[Middleware(ProblemAnswers)],
-        exception_handlers={
-            kind: problems.answer for kind in (Problem, HTTPException, RequestValidationError)
-        },
+        middleware=[Middleware(ProblemMiddleware)],
+        exception_handlers={kind: errors.answer for kind in (Problem, HTTPException, RequestValidationError)},
     )
     app.state.service = service
     add_routes(app)
@@ -125,17 +123,11 @@ def _stack(service: Service) -> list[Middleware]:
     settings = service.settings
     operations = [(each.method, each.path, each.endpoint) for each in computing()]
     return [
-        Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
+        Middleware(TracingMiddleware, metrics=service.metrics, access_log=settings.access_log),
         *_cors(settings),
-        Middleware(ProblemAnswers),
-        *([Middleware(ApiKeys, keys=keys)] if (keys := settings.keys()) else []),
-        Middleware(
-            Door,
-            admission=service.admission,
-            max_body=settings.max_body,
-            read_timeout=settings.read_timeout,
-            timeout=settings.timeout,
-        ),
+        Middleware(ProblemMiddleware),
+        *([Middleware(ApiKeyMiddleware, keys=keys)] if (keys := settings.keys()) else []),
+        Middleware(AdmissionMiddleware, admission=service.admission),
         # FastAPI would not see which route was traced.
         *([] if settings.otel else [Middleware(Direct, operations=[*operations, *oip.COMPUTING])]),
     ]

@@ -85,13 +85,13 @@ class Batcher:
         thread: Executor,
         *,
         max_rows: int,
-        here: float = 0.0,
+        inline_seconds: float = 0.0,
         observe: Callable[[float, float], None] | None = None,
     ) -> None:
         self._run = run
         self._thread = thread
         self._max_rows = max_rows
-        self._here = here
+        self._inline_seconds = inline_seconds
         self._row_seconds = inf  # how long a row took lately; not known yet
         self._observe = observe  # (seconds waited, seconds run), called in the caller's own context
         self._waiting: deque[_Caller] = deque()
@@ -126,7 +126,7 @@ class Batcher:
             return
         started = perf_counter()
         loop = asyncio.get_running_loop()
-        if sum(rows.stop - rows.start for _, rows in batch) * self._row_seconds < self._here:
+        if sum(rows.stop - rows.start for _, rows in batch) * self._row_seconds < self._inline_seconds:
             results: Arrays | None = None
             failure: BaseException | None = None
             try:
@@ -184,7 +184,7 @@ class Batcher:
     def _finish(self, batch: list[_Share], started: float, done: asyncio.Future[Arrays]) -> None:
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         results = None if error else done.result()
-        if self._here:
+        if self._inline_seconds:
             self._answer(batch, started, results, error)  # first of all: the next batch may run right here
             self._start()
         else:

@@ -20,8 +20,8 @@ OPEN = re.compile(
 )
 
 
-class ApiKeys:
-    """Middleware: refuses who has no key. Keys are compared as digests, each of them in constant time."""
+class ApiKeyMiddleware:
+    """Refuses requests without a valid key. Keys are compared as digests, each in constant time."""
 
     def __init__(self, app: ASGIApp, *, keys: Iterable[str]) -> None:
         self.app = app

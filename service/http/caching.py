@@ -6,13 +6,13 @@ from importlib.metadata import version
 from fastapi import Request
 from fastapi.responses import Response
 
-from service.core.service import ServedModel
+from service.core.models import Model
 
 FOR_EVER = "max-age=31536000, immutable"
 ASK_AGAIN = "no-cache"  # kept, and asked for each time whether it is still the same
 
 
-def etag(model: ServedModel, media_type: str, *options: object) -> str:
+def etag(model: Model, media_type: str, *options: object) -> str:
     """The tag of what this model answers to these options.
 
     Weak, because other machines round another way: what two of them answer is the same image, perhaps not to
@@ -30,7 +30,7 @@ def headers(tag: str, *, pinned: bool) -> dict[str, str]:
     return {"ETag": tag, "Cache-Control": FOR_EVER if pinned else ASK_AGAIN, "Vary": "Accept"}
 
 
-def not_modified(request: Request, tag: str, model: ServedModel, *, pinned: bool) -> Response | None:
+def not_modified(request: Request, tag: str, model: Model, *, pinned: bool) -> Response | None:
     """The answer to a client that has what it asks for already; None to any other."""
     known = {each.strip() for each in request.headers.get("if-none-match", "").split(",")}
     # A cache may have made a strong tag of it, or forgotten that it is weak (RFC 9110, 13.1.2).

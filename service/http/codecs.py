@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.core.problems import BadImage, InvalidRequest, Pointer, TooLarge, WrongShape
+from service.core.service import Budget
 from service.http.negotiation import BMP, GIF, JPEG, JSON, MULTIPART, NPY, NPZ, PNG, WEBP
 from service.http.npy import read_npy
 from vaeserve.bundle.images import (
@@ -33,15 +34,6 @@ from vaeserve.bundle.png import png_size
 
 ByteImages = NDArray[np.uint8]  # [n, h, w, c]
 Floats = NDArray[np.float32]  # [n, *latent]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much the body of one request may hold. `all_pixels` is of all its image files together."""
-
-    images: int
-    pixels: int
-    all_pixels: int
 
 
 # --- in ---------------------------------------------------------------------------------------------------

@@ -13,11 +13,12 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
+from service.core.models import Model, Models
 from service.core.problems import TooLarge, WrongModel
-from service.core.service import ServedModel, ServedModels, Service
+from service.core.service import Budget, Service
 from service.core.trace import timed
 from service.http import negotiation
-from service.http.codecs import ANIMATION_WRITERS, Answer, Budget
+from service.http.codecs import ANIMATION_WRITERS, Answer
 from service.http.forms import read_form
 from service.http.headers import header
 from service.http.negotiation import JSON, MULTIPART
@@ -40,16 +41,16 @@ def wanted(request: Request, writers: Iterable[str]) -> str:
     return negotiation.negotiate(header(request.scope, b"accept"), writers)
 
 
-def chosen(models: ServedModels, request: Request, options: Options | None = None) -> ServedModel:
+def chosen(models: Models, request: Request, options: Options | None = None) -> Model:
     """The model that the path, the query or the body names."""
     path = request.path_params
     reference = "@".join(path[key] for key in ("name", "version") if key in path)
-    return models.choose(reference, options.model if options else None)
+    return models.resolve(reference, options.model if options else None)
 
 
 async def read(
     request: Request, query: O, kind: type[O], field: str | None, readers: Mapping[str, Callable[..., T]]
-) -> tuple[ServedModel, O, T]:
+) -> tuple[Model, O, T]:
     """The model that is meant, the options, and rows for the model.
 
     `field` has the data of a JSON body; None: the reader is given all of it.
@@ -60,7 +61,7 @@ async def read(
     models = service.models  # without any, nothing is read
     data = await body(request)
 
-    def rows(budget: Budget) -> tuple[ServedModel, O, T]:
+    def rows(budget: Budget) -> tuple[Model, O, T]:
         source: Any = data
         options = query
         if media_type == JSON:
@@ -117,7 +118,7 @@ def seed_of(given: int | None) -> int:
     return secrets.randbits(32) if given is None else given
 
 
-def kl_of(model: ServedModel) -> tuple[float, ...]:
+def kl_of(model: Model) -> tuple[float, ...]:
     """The mean KL of each flattened dimension on held-out images, in nats; a problem if there is none."""
     if model.manifest.latent.kl is None:
         raise WrongModel(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from service.core import problems
 from service.core.admission import admit
+from service.core.models import Model
 from service.core.problems import Pointer
-from service.core.service import ServedModel
 from service.http import caching, negotiation, openapi
 from service.http.codecs import (
     ANIMATION_WRITERS,
@@ -343,7 +343,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/problems/{slug}", show_problem, include_in_schema=False)
 
 
-def _label(request: Request, model: ServedModel, options: SampleOptions) -> int | None:
+def _label(request: Request, model: Model, options: SampleOptions) -> int | None:
     """The number of the label to sample, given by name or by number; a problem if the model cannot."""
 
     def refused(name: str, detail: str) -> problems.InvalidRequest:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.admission import admit
+from service.core.models import Model, Models
 from service.core.problems import InvalidRequest, UnknownModel
-from service.core.service import ServedModel, ServedModels, Service
+from service.core.service import Service
 from service.oip.tensors import Inference, Spec
 from service.operations.score import scores_of
 from vaeserve.bundle.calibration import squared_error
@@ -30,7 +31,7 @@ class Function:
 
     inputs: Callable[[Manifest], Specs]
     outputs: Callable[[Manifest], Specs]
-    run: Callable[[Service, ServedModel, Inference], Awaitable[Arrays]]
+    run: Callable[[Service, Model, Inference], Awaitable[Arrays]]
     has: Callable[[Manifest], bool] = lambda its: True  # whether a model can do it
     graph: str | None = None  # the one graph that it is a run of; None: several steps
 
@@ -43,15 +44,15 @@ def _latent(name: str, manifest: Manifest) -> Spec:
     return Spec(name, "FP32", manifest.latent.shape)
 
 
-async def _encode(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+async def _encode(service: Service, model: Model, asked: Inference) -> Arrays:
     return (await model.encode(asked.inputs["image"]))._asdict()
 
 
-async def _decode(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+async def _decode(service: Service, model: Model, asked: Inference) -> Arrays:
     return {"image": await model.decode(asked.inputs["z"])}
 
 
-async def _reconstruct(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+async def _reconstruct(service: Service, model: Model, asked: Inference) -> Arrays:
     """As /reconstruct: the mean is decoded, and `error` is the squared error on [0, 1]."""
     images = asked.inputs["image"]
     again = await model.decode((await model.encode(images)).mean)
@@ -60,7 +61,7 @@ async def _reconstruct(service: Service, model: ServedModel, asked: Inference) -
     return {"image": again, "error": error[:, np.newaxis]}
 
 
-async def _sample(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+async def _sample(service: Service, model: Model, asked: Inference) -> Arrays:
     """Each row as /sample with n = 1 and that seed; the parameter `temperature` is for all of them."""
     seeds = asked.inputs["seed"][:, 0]
     if not ((seeds >= 0) & (seeds < SEEDS)).all():
@@ -83,7 +84,7 @@ def _score_columns(manifest: Manifest) -> Specs:
     return tuple(Spec(name, "FP32", (1,)) for name in names)
 
 
-async def _score(service: Service, model: ServedModel, asked: Inference) -> Arrays:
+async def _score(service: Service, model: Model, asked: Inference) -> Arrays:
     """As /score, in nats; the parameter `seed` is of the noise, 0 if there is none."""
     images, seed = asked.inputs["image"], asked.parameters.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < SEEDS:
@@ -132,7 +133,7 @@ FUNCTIONS: dict[str, Function] = {
 class Chosen:
     """One function of one version of a VAE: a model of the protocol."""
 
-    served: ServedModel
+    served: Model
     name: str  # the function's
 
     @property
@@ -161,18 +162,18 @@ class Chosen:
         return self.function.outputs(self.served.manifest)
 
 
-def choose(models: ServedModels, path: Mapping[str, str]) -> Chosen:
+def choose(models: Models, path: Mapping[str, str]) -> Chosen:
     """The model that the path names; without a version, the newest."""
     name, _, function = path["name"].rpartition(".")
     if function in FUNCTIONS and name in models.loaded:
-        served = models.choose(f"{name}@{path['version']}" if "version" in path else name)
+        served = models.resolve(f"{name}@{path['version']}" if "version" in path else name)
         if FUNCTIONS[function].has(served.manifest):
             return Chosen(served, function)
     there = ", ".join(dict.fromkeys(each.full_name for each in every(models)))
     raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
 
 
-def every(models: ServedModels) -> list[Chosen]:
+def every(models: Models) -> list[Chosen]:
     """All that the loaded models can do, by name and version."""
     return [
         Chosen(served, function)

@@ -18,8 +18,10 @@ from fastapi.responses import Response
 
 from service.core import problems
 from service.core.metrics import Metrics
+from service.core.models import Models
+from service.core.pool import SMALL_VALUES
 from service.core.problems import InvalidRequest, UnknownModel
-from service.core.service import SMALL_VALUES, ServedModels, Service
+from service.core.service import Service
 from service.core.statistics import Executions, Requests, shown
 from service.core.trace import seconds, timed
 from service.http.endpoint import body
@@ -317,7 +319,7 @@ def _vae(name: str) -> str:
     return vae if function in FUNCTIONS else name
 
 
-def _models(request: Request) -> ServedModels:
+def _models(request: Request) -> Models:
     service: Service = request.app.state.service
     return service.models
 

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from service.core.problems import InvalidRequest, Pointer, TooLarge, invalid
+from service.core.problems import InvalidRequest, Pointer, TooLarge
+from service.http.errors import invalid
 from vaeserve.bundle.manifest import ImageSpec, Manifest
 from vaeserve.bundle.prior import SEEDS, PriorKind
 

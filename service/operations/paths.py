@@ -7,8 +7,8 @@ from fastapi import Query, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
 
+from service.core.models import Model
 from service.core.problems import InvalidRequest, Pointer
-from service.core.service import ServedModel
 from service.http.codecs import ANIMATION_WRITERS, WRITERS, Answer, Floats
 from service.http.endpoint import check_rows, kl_of, read, service_of, wanted, write
 from service.operations.latent_fields import (
@@ -101,7 +101,7 @@ def slerp(start: Floats, end: Floats, steps: NDArray[np.float64]) -> Floats:
     return along
 
 
-def _dimensions(model: ServedModel, options: TraverseOptions) -> NDArray[np.int64]:
+def _dimensions(model: Model, options: TraverseOptions) -> NDArray[np.int64]:
     """Those that are asked for, or those with the highest KL, the highest first."""
     if options.dimensions is None:
         return np.argsort(-np.array(kl_of(model)), kind="stable")[: options.top]

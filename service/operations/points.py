@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from service.core.models import Model
 from service.core.problems import InvalidRequest, TooLarge
-from service.core.service import ServedModel
+from service.core.service import Budget
 from service.http.codecs import (
-    Budget,
     ByteImages,
     Floats,
     images_from_file,
@@ -38,7 +38,7 @@ class Points(NamedTuple):
         return sum(len(each) for each in (self.images, self.latents) if each is not None)
 
 
-async def located(model: ServedModel, points: Points) -> tuple[Floats, Posterior | None]:
+async def located(model: Model, points: Points) -> tuple[Floats, Posterior | None]:
     """Where the points are, float32 [n, *latent], and the posteriors of those that are images."""
     posterior = None if points.images is None else await model.encode(points.images)
     places = [posterior.mean] if posterior else []

@@ -11,8 +11,9 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from service.core.admission import admit
+from service.core.models import Model
 from service.core.problems import TooLarge, WrongModel
-from service.core.service import ServedModel, Service
+from service.core.service import Service
 from service.http.codecs import IMAGE_READERS, WRITERS, Answer
 from service.http.endpoint import draw, read, seed_of, service_of, wanted, write
 from service.http.negotiation import JPEG, PNG
@@ -60,7 +61,7 @@ async def score_images(request: Request, query: Annotated[ScoreOptions, Query()]
 
 
 async def scores_of(
-    service: Service, model: ServedModel, images: ByteImages, seed: int, first: int = 0
+    service: Service, model: Model, images: ByteImages, seed: int, first: int = 0
 ) -> tuple[Scores, Posterior, ByteImages]:
     """The scores of the images, their posteriors, and their reconstructions.
 
@@ -80,7 +81,7 @@ async def scores_of(
     return found, posterior, again
 
 
-def _check(service: Service, model: ServedModel, options: ScoreOptions, n: int) -> None:
+def _check(service: Service, model: Model, options: ScoreOptions, n: int) -> None:
     """A problem if the model cannot tell what is asked for, or if it would take too long."""
     reference = model.manifest.reference
     if model.manifest.likelihood is None:
@@ -102,7 +103,7 @@ def _check(service: Service, model: ServedModel, options: ScoreOptions, n: int) 
 
 async def _bound(
     service: Service,
-    model: ServedModel,
+    model: Model,
     images: ByteImages,
     posterior: Posterior,
     k: int,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.core.problems import Problem
+from service.core.service import Budget
 from service.http import codecs
-from service.http.codecs import Budget
 from service.http.negotiation import JSON, MULTIPART
 from service.settings import Settings
 from tests.service.http.test_codecs import COLOUR, GREY
