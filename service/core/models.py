@@ -1,12 +1,9 @@
 """Models at work: numpy in, numpy out, with the rows of all requests joined into batches."""
 
 import re
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from service.core import trace
 from service.core.admission import admit
@@ -40,8 +37,8 @@ class Model:
         self.prior = engine.prior
         self.calibration = engine.calibration
         self.map = engine.map
-        # No closure below refers to `self`: the graphs must be freed as soon as the last request has finished,
-        # not when the garbage collector finds a cycle.
+        # No closure below refers to `self`: the graphs must be freed when the last request has finished, not
+        # when the garbage collector finds a cycle.
         self.metrics = observed = ModelMetrics(metrics, engine.manifest)
         self._pool = pool
 
@@ -65,10 +62,10 @@ class Model:
         encoder, decoder = observed.encoder, observed.decoder
         encodings, decodings = (Executions(metrics, *labels, graph) for graph in ("encoder", "decoder"))
         self._encoder = batcher(encode, encoder, encodings)
-        self._decoder = batcher(_one(engine.decode), decoder, decodings)
-        self._pixels = batcher(_one(engine.pixels), decoder, decodings)  # the decoder's other output
-        self._flow = batcher(_one(engine.transform), decoder)
-        self._density = batcher(_one(engine.log_density), decoder)
+        self._decoder = batcher(lambda latents: (engine.decode(latents),), decoder, decodings)
+        self._pixels = batcher(lambda latents: (engine.pixels(latents),), decoder, decodings)
+        self._flow = batcher(lambda noise: (engine.transform(noise),), decoder)
+        self._density = batcher(lambda latents: (engine.log_density(latents),), decoder)
 
     async def encode(self, images: ByteImages) -> Posterior:
         """uint8 [n, h, w, c] → mean and logvar, float32 [n, *latent]."""
@@ -115,11 +112,6 @@ class Model:
         """Puts the number of queued rows into the metrics."""
         self.metrics.encoder.waiting(self._encoder.waiting_rows)
         self.metrics.decoder.waiting(self._decoder.waiting_rows + self._pixels.waiting_rows)
-
-
-def _one(function: Callable[..., np.ndarray]) -> Run:
-    """A function of one array to one array, as a batcher runs it."""
-    return lambda array: (function(array),)
 
 
 @dataclass(frozen=True)

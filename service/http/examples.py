@@ -60,13 +60,17 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [],
     ),
     "slow-request": (
-        "The body did not come in time; send it faster than 16,384 bytes a second, and with the "
-        "Content-Length that it has.",
+        "The body did not arrive in time; send it at more than 16,384 bytes a second, with the right "
+        "Content-Length.",
         [],
     ),
-    "wrong-model": ("mnist@9 is not loaded; there is mnist@1. No other version stands in for it.", []),
+    "wrong-model": (
+        "mnist@9 is not loaded; there is mnist@1. Name one of these: latents of one version mean nothing to "
+        "another.",
+        [],
+    ),
     "no-prior": (
-        "mnist@1 has no prior to sample from; decode latents of your own, or use a model that has one.",
+        "mnist@1 has no prior to sample from; publish a version with one, or send latents to /decode.",
         [],
     ),
     "too-large": ("n = 257 is more than the 256 of one request; send several.", []),

@@ -130,8 +130,8 @@ async def sample_seeds(
 def _prior(model: Model) -> Prior:
     if model.prior is None:
         raise NoPrior(
-            f"{model.manifest.reference} has no prior to sample from; decode latents of your own, or use "
-            "a model that has one."
+            f"{model.manifest.reference} has no prior to sample from; publish a version with one, or send "
+            "latents to /decode."
         )
     return model.prior
 

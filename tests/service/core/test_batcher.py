@@ -52,7 +52,7 @@ INTERLEAVINGS = {
 @settings(max_examples=300, deadline=None)
 @given(
     max_rows=st.integers(1, 7),
-    here=st.sampled_from([0.0, 1e-5, 60.0]),
+    inline_seconds=st.sampled_from([0.0, 1e-5, 60.0]),
     actions=st.lists(
         st.one_of(
             *(st.tuples(st.just(action), st.integers(*most)) for action, most in INTERLEAVINGS.items())
@@ -60,8 +60,8 @@ INTERLEAVINGS = {
         max_size=40,
     ),
 )
-def test_no_interleaving_mixes_or_loses_a_row(max_rows, here, actions):
-    asyncio.run(interleave(max_rows, here, actions))
+def test_no_interleaving_mixes_or_loses_a_row(max_rows, inline_seconds, actions):
+    asyncio.run(interleave(max_rows, inline_seconds, actions))
 
 
 def test_nor_do_thousands_of_long_ones():
@@ -75,7 +75,7 @@ def test_nor_do_thousands_of_long_ones():
             runner.run(interleave(rng.randint(1, 7), rng.choice([0.0, 1e-5, 60.0]), actions))
 
 
-def interleave(max_rows, here, actions):
+def interleave(max_rows, inline_seconds, actions):
     """What happens in this order, and then everything that is left; every row must come out as its own."""
     batches, broken = [], []
 
@@ -88,7 +88,7 @@ def interleave(max_rows, here, actions):
 
     async def scenario():
         executor = Stepped()
-        batcher = Batcher(run, executor, max_rows=max_rows, here=here)
+        batcher = Batcher(run, executor, max_rows=max_rows, inline_seconds=inline_seconds)
         tasks, sizes = [], []
 
         async def turns(number):
@@ -295,7 +295,7 @@ def test_short_batches_run_on_the_event_loop_once_it_is_known_that_they_are_shor
         return (rows * 2,)
 
     async def scenario(thread):
-        batcher = Batcher(run, thread, max_rows=8, here=0.5)
+        batcher = Batcher(run, thread, max_rows=8, inline_seconds=0.5)
         for caller in range(3):
             (doubled,) = await batcher(rows_of(caller, 2))
             assert (doubled == rows_of(caller, 2) * 2).all()

@@ -99,7 +99,7 @@ def test_a_model_that_hangs_turns_health_red_until_it_comes_back(repository, mon
             for path in ("/healthz", "/readyz"):
                 answer = httpx.get(url + path)
                 assert answer.status_code == 503
-                assert re.search(r"One batch has been running for \d+ s; start", answer.json()["detail"])
+                assert re.search(r"One batch has been running for \d+ s; restart", answer.json()["detail"])
             assert httpx.get(f"{url}/models").status_code == 200
         finally:
             go.set()

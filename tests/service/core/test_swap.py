@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -45,7 +44,7 @@ def decode(client):
 
 
 def test_versions_come_and_go_without_a_failed_request_and_a_bad_one_never_serves(tmp_path, caplog):
-    caplog.set_level("INFO", "service.core.service")
+    caplog.set_level("INFO", "service.core.loader")
     expected, answers, failures, stop = {}, [], [], threading.Event()
 
     def publish(seed):
@@ -71,7 +70,7 @@ def test_versions_come_and_go_without_a_failed_request_and_a_bad_one_never_serve
                 publish(seed)
                 until(lambda newest=f"tiny@{seed + 1}": newest in {version for version, _ in answers})
             stage = make_bundle(tmp_path / "elsewhere", seed=9)  # says it is tiny@1
-            shutil.copytree(stage, tmp_path / "tiny" / "6")
+            stage.rename(tmp_path / "tiny" / "6")  # a copy could be looked at halfway
             bad = until(lambda: served(url)["refused"])
             assert bad == {str(tmp_path / "tiny/6"): bad[str(tmp_path / "tiny/6")]}
             assert "says it is tiny@1" in bad[str(tmp_path / "tiny/6")]
@@ -125,9 +124,9 @@ def test_nothing_is_lost_when_the_repository_is(tmp_path, caplog):
     make_bundle(tmp_path / "models")
     with in_a_thread(Settings(models=tmp_path / "models", poll=0.05, access_log=False)) as url:
         (tmp_path / "models").rename(tmp_path / "moved")
-        until(lambda: "goes on serving" in caplog.text)
+        until(lambda: "keep serving" in caplog.text)
         time.sleep(0.3)
-        assert caplog.text.count("goes on serving") == 1
+        assert caplog.text.count("keep serving") == 1
         assert httpx.get(f"{url}/sample").status_code == 200
         make_bundle(tmp_path / "moved", seed=1)
         (tmp_path / "moved").rename(tmp_path / "models")
@@ -150,18 +149,19 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from service.metrics import Metrics, resident_bytes
-from service.batcher import ModelThread
-from service.served import Loader
+from service.core.metrics import Metrics, resident_bytes
+from service.core.batcher import ModelThread
+from service.core.loader import Loader
+from service.core.pool import Pool
 from service.settings import Settings
 
 made, folder = Path(sys.argv[1]), Path(sys.argv[2])
-loader = Loader(Settings(models=folder), ModelThread(), Metrics())
+loader = Loader(Settings(models=folder), ModelThread(), Pool(), Metrics())
 resident = []
 for version in range(1, 6):
     (made / "tiny" / str(version)).rename(folder / "tiny" / str(version))
     models = loader.load()
-    (engine,) = loader._served
+    (engine,) = loader._models
     assert engine.manifest.version == version
     engine.decode(engine.encode(np.zeros((64, 64, 64, 3), np.uint8)).mean)
     del engine, models

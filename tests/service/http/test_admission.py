@@ -207,7 +207,7 @@ def test_a_slow_body_is_not_waited_for_and_a_steady_one_is(held):
                 answer += piece
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b"connection: close" in answer.lower()
-            assert b"The body did not come in time" in answer
+            assert b"The body did not arrive in time" in answer
         with socket.create_connection((where.hostname, where.port), timeout=30) as connection:
             connection.sendall(head + body[:30_000])
             time.sleep(1.3)  # later than read_timeout, and still fast enough for as many bytes

@@ -6,10 +6,10 @@ import contextlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from service.http.bodies import Budget
 
 from service.core.problems import Problem
-from service.http import bodies
+from service.core.service import Budget
+from service.http import codecs
 from service.http.negotiation import JSON, MULTIPART
 from service.settings import Settings
 from tests.service.http.test_codecs import COLOUR, GREY

@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from service.core import problems
 from service.core.metrics import Metrics
-from service.core.problems import MEDIA_TYPE, ProblemAnswers, kinds
-from service.core.trace import RequestTrace
+from service.core.problems import MEDIA_TYPE, kinds
+from service.http.errors import ProblemMiddleware
+from service.http.tracing import TracingMiddleware
 
 # The table of the contract.
 SLUGS = {
@@ -27,6 +28,7 @@ SLUGS = {
     "slow-request": 408,
     "unknown-model": 404,
     "wrong-model": 409,
+    "no-prior": 409,
     "unauthorized": 401,
     "overloaded": 429,
     "not-ready": 503,
@@ -44,7 +46,7 @@ def answered(raised, headers=None):
         raise raised
 
     async def call():
-        transport = httpx.ASGITransport(RequestTrace(ProblemAnswers(app), metrics=Metrics()))
+        transport = httpx.ASGITransport(TracingMiddleware(ProblemMiddleware(app), metrics=Metrics()))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/some/path", headers=headers)
 
@@ -105,7 +107,7 @@ def test_a_client_that_went_away_is_no_error(caplog):
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    asyncio.run(RequestTrace(ProblemAnswers(app), metrics=Metrics())(scope, None, send))
+    asyncio.run(TracingMiddleware(ProblemMiddleware(app), metrics=Metrics())(scope, None, send))
     assert not sent
     assert all(record.levelno < logging.WARNING for record in caplog.records)
     assert "GET / 499" in caplog.text
@@ -121,7 +123,7 @@ def test_half_an_answer_is_not_continued_as_a_problem(caplog):
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     with pytest.raises(RuntimeError, match="in the middle"):
-        asyncio.run(ProblemAnswers(app)(scope, None, send))
+        asyncio.run(ProblemMiddleware(app)(scope, None, send))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_request_ids_are_taken_over_when_they_are_safe(given, kept):
 def test_a_path_cannot_forge_a_line_of_the_log(caplog):
     caplog.set_level(logging.INFO)
     answer = asyncio.run(
-        _get(RequestTrace(Response("fine"), metrics=Metrics()), "/a%0d%0a2026-01-01 INFO forged")
+        _get(TracingMiddleware(Response("fine"), metrics=Metrics()), "/a%0d%0a2026-01-01 INFO forged")
     )
     assert answer.status_code == 200
     assert "\n" not in caplog.records[-1].getMessage()
