@@ -184,7 +184,6 @@ def test_large_work_leaves_the_event_loop_free(repository):
 
 
 def test_large_images_are_decoded_in_the_pool_and_small_ones_at_once(repository, monkeypatch):
-    from service.http import bodies
     from vaeserve.bundle.images import encode_image
 
     threads = []

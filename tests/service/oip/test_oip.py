@@ -13,7 +13,8 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from service.oip.routes import EXTENSIONS, FUNCTIONS
+from service.oip.models import OPERATIONS
+from service.oip.routes import EXTENSIONS
 from service.oip.tensors import HEADER_LENGTH
 from service.settings import Settings
 from tests.bundles import make_bundle
@@ -126,7 +127,7 @@ def test_the_aio_client_joins_many_requests_into_batches(service_url, means):
             assert await client.is_model_ready("tiny.encode")
             assert (await client.get_model_metadata("tiny.encode"))["name"] == "tiny.encode"
             assert (await client.get_model_config("tiny.encode"))["max_batch_size"] == 256
-            assert len(await client.get_model_repository_index()) == 2 * len(FUNCTIONS)
+            assert len(await client.get_model_repository_index()) == 2 * len(OPERATIONS)
             with pytest.raises(InferenceServerException, match="There is no model 'other'") as caught:
                 await client.get_model_metadata("other")
             assert caught.value.status() == "404"
@@ -153,7 +154,7 @@ def test_what_there_is(client):
     listed = client.get_model_repository_index()
     assert {each["state"] for each in listed} == {"READY"}
     assert {each["name"] for each in listed} == {
-        f"{model}.{function}" for model in ("tiny", "colour") for function in FUNCTIONS
+        f"{model}.{function}" for model in ("tiny", "colour") for function in OPERATIONS
     }
     for model, version in ((each["name"], each["version"]) for each in listed):
         metadata, config = client.get_model_metadata(model, version), client.get_model_config(model)
@@ -172,10 +173,12 @@ def test_what_was_refused_is_in_the_index(tmp_path):
     with in_a_thread(Settings(models=tmp_path)) as url:
         listed = httpx.post(f"{url}/v2/repository/index").json()
         refused = [each for each in listed if each["state"] == "UNAVAILABLE"]
-        assert {(each["name"], each["version"]) for each in refused} == {(f"bad.{f}", "1") for f in FUNCTIONS}
+        assert {(each["name"], each["version"]) for each in refused} == {
+            (f"bad.{f}", "1") for f in OPERATIONS
+        }
         assert "encoder.onnx" in refused[0]["reason"]
         only_ready = httpx.post(f"{url}/v2/repository/index", json={"ready": True}).json()
-        assert {each["name"] for each in only_ready} == {f"good.{function}" for function in FUNCTIONS}
+        assert {each["name"] for each in only_ready} == {f"good.{function}" for function in OPERATIONS}
 
 
 def test_with_an_api_key_what_is_new_can_be_loaded(tmp_path):
@@ -213,7 +216,7 @@ def test_statistics_are_whole_and_true(tmp_path):
         with pytest.raises(InferenceServerException, match="must be"):
             client.infer("tiny.encode", images(IMAGES[..., 0]))
         every = client.get_inference_statistics()["model_stats"]
-        assert [(each["name"], each["version"]) for each in every] == [(f"tiny.{f}", "1") for f in FUNCTIONS]
+        assert [(each["name"], each["version"]) for each in every] == [(f"tiny.{f}", "1") for f in OPERATIONS]
         (encode,) = client.get_inference_statistics("tiny.encode", "1")["model_stats"]
         (decode,) = client.get_inference_statistics("tiny.decode")["model_stats"]
         (reconstruct,) = client.get_inference_statistics("tiny.reconstruct")["model_stats"]

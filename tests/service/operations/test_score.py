@@ -7,28 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.arrays import NPY, npy
 from vaeserve.bundle.calibration import kl
 from vaeserve.bundle.likelihood import log_prob
 from vaeserve.bundle.prior import noise
-from vaeserve.bundle.repository import open_engine
-
-NPY = {"Content-Type": "application/x-npy"}
-
-
-@pytest.fixture(scope="module")
-def tiny(repository):
-    return open_engine(repository / "tiny/2")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def test_the_terms_are_those_of_the_elbo(http, tiny, images):
