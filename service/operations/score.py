@@ -1,7 +1,6 @@
 """How well the model explains each image, and how unusual that is."""
 
 import asyncio
-import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,7 @@ from service.operations.operation import Array, Example, Inputs, Operation, Outp
 from vaeserve.bundle.arrays import ByteImages, Doubles
 from vaeserve.bundle.manifest import Manifest
 from vaeserve.bundle.posterior import Posterior
-from vaeserve.bundle.scores import log_weights
+from vaeserve.bundle.scores import ImportanceBound, log_likelihood
 from vaeserve.bundle.scores import score as score_arrays
 
 # One logarithm of a pixel's probability takes as long as printing this many numbers.
@@ -150,19 +149,14 @@ async def _bound(
     posterior: Posterior,
     seed: int,
 ) -> Doubles:
-    """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z of each image's posterior, in nats, float64 [n]."""
+    """The importance-weighted bound with k samples of each image's posterior, in nats, float64 [n]."""
     k = options.k or 1
-    mean, logvar = posterior
-    total = np.full(len(images), -np.inf)
-    for start in range(0, len(images) * k, RUN):
-        stop = min(start + RUN, len(images) * k)
-        row = np.arange(start, stop) // k
-        begin = FIRST_ROW + options.first * k
-        z = Posterior(mean[row], logvar[row]).sample(seed, range(begin + start, begin + stop))
+    bound = ImportanceBound(posterior, k, seed, first_row=FIRST_ROW + options.first * k)
+    for row, z in bound.pieces(RUN):
         pixels = await model.pixels(z)
-        weigh = partial(log_weights, model.manifest, images[row], (mean[row], logvar[row]), z, pixels)
-        np.logaddexp.at(total, row, await service.run(pixels.size * LIKELIHOOD, weigh))
-    return total - math.log(k)
+        weigh = partial(log_likelihood, model.manifest, images[row], pixels)
+        bound.add(row, z, await service.run(pixels.size * LIKELIHOOD, weigh))
+    return bound.value
 
 
 def _error_map(images: ByteImages, others: ByteImages) -> ByteImages:

@@ -8,7 +8,6 @@ import subprocess
 import httpx
 import pytest
 
-from service.http.openapi import document
 from service.settings import Settings, WrongSettings
 from tests.conftest import in_a_thread
 from tests.live import VAE_SERVE, free_port
@@ -92,17 +91,6 @@ def test_keys_are_neither_logged_nor_shown(guarded, caplog):
     assert not any(key in line for key in (*KEYS, "wrong-key") for line in ours)
     settings = Settings(api_keys=KEYS[0])
     assert KEYS[0] not in f"{settings!r} {settings} {settings.model_dump()}"
-
-
-def test_the_document_says_how_to_authenticate():
-    described = document()
-    (name,) = described["components"]["securitySchemes"]
-    assert described["components"]["securitySchemes"][name] == {
-        "type": "http",
-        "scheme": "bearer",
-        "description": "one of the server's API keys, if it has any",
-    }
-    assert described["security"] == [{}, {name: []}]
 
 
 def test_the_client_sends_its_key(guarded):

@@ -72,8 +72,8 @@ def test_examples_of_answers_are_such_answers():
 
 @pytest.fixture(scope="module", params=["mnist", "colour", "plain", "two"])
 def served(request, mnist, tmp_path_factory):
-    """A service and its own document: of mnist, of colour images with a latent map, of a model without calibration,
-    map and KL, and of two models of which none is the default."""
+    """Services of mnist, of colour images with a latent map, of a model without calibration, map and KL, and of
+    two models of which none is the default."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "mnist":
         with httpx.Client(base_url=mnist) as client:
@@ -133,7 +133,7 @@ def test_each_operation_stands_once_outside_of_the_group_of_variants():
 def test_locks_are_shown_only_where_a_key_is_needed(repository):
     assert "security" not in DOCUMENT
     assert "securitySchemes" not in DOCUMENT["components"]
-    with in_a_thread(Settings(models=repository, default_model="tiny", api_key="secret")) as url:
+    with in_a_thread(Settings(models=repository, default_model="tiny", api_keys="secret")) as url:
         document = httpx.get(f"{url}/openapi.json").json()
     assert document["security"] == [{"ApiKey": []}]
     assert document["paths"]["/healthz"]["get"]["security"] == []
