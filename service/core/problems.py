@@ -10,6 +10,7 @@ Problem                           raised anywhere, answered as application/probl
 ├── NotAcceptable             406 none of the media types in Accept can be made
 ├── SlowRequest               408 the body does not come in time
 ├── WrongModel                409 the version is not loaded, or two places name different models
+├── NoPrior                   409 the model has no prior to sample from
 ├── TooLarge                  413 body, pixels or count
 ├── UnsupportedMediaType      415 a body of a type that cannot be read
 ├── Unauthorized              401 no valid API key
@@ -136,6 +137,13 @@ class WrongModel(Problem):
     """
 
     status, slug, title = 409, "wrong-model", "Not this model"
+
+
+class NoPrior(Problem):
+    """The model was published without a prior, so there is nothing to sample from. Publish a version with a
+    prior, or send latents of your own to /decode."""
+
+    status, slug, title = 409, "no-prior", "No prior"
 
 
 class TooLarge(Problem):

@@ -21,12 +21,15 @@ from service.core.statistics import Counts, Executions
 from service.http import codecs
 from service.http.codecs import Budget
 from service.settings import Settings
+from vaeserve.bundle.arrays import ByteImages, Floats
 from vaeserve.bundle.calibration import Calibration
 from vaeserve.bundle.cpus import usable_cpus
-from vaeserve.bundle.engine import ByteImages, Engine, Floats, Posterior
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.files import BundleError
 from vaeserve.bundle.images import TooManyPixels
 from vaeserve.bundle.latent_map import LatentMap
-from vaeserve.bundle.manifest import BundleError, Manifest
+from vaeserve.bundle.manifest import Manifest
+from vaeserve.bundle.posterior import Posterior
 from vaeserve.bundle.prior import Prior, PriorKind
 from vaeserve.bundle.repository import Repository
 
@@ -49,7 +52,7 @@ class ServedModel:
     """One version of a model: numpy in, numpy out, the rows of all requests joined into batches."""
 
     manifest: Manifest
-    prior: Prior
+    prior: Prior | None
     calibration: Calibration | None
     map: LatentMap | None
     encoder: Batcher
@@ -77,7 +80,7 @@ class ServedModel:
         return pixels
 
     async def transform(self, noise: Floats, kind: PriorKind) -> Floats:
-        """What `Prior.draw` gave of this kind → latents, float32 [n, *latent]: a flow has still to run."""
+        """The output of `Prior.sample(transform=False)` for this kind → latents, float32 [n, *latent]."""
         if self.flow is None or kind != "flow":
             return noise
         (latents,) = await self.flow(noise)
@@ -103,7 +106,7 @@ def _serve(engine: Engine, thread: Executor, settings: Settings, all_metrics: Me
         metrics.encoded(*posterior)
         return posterior
 
-    transform = engine.transform if engine.prior.flow is not None else None
+    transform = engine.transform if engine.prior and engine.prior.flow else None
     labels = engine.manifest.name, str(engine.manifest.version)
     executions = {graph: Executions(all_metrics, *labels, graph) for graph in ("encoder", "decoder")}
     return ServedModel(

@@ -188,7 +188,7 @@ def _rectangular(rows: list[Any], dtype: type[np.generic], pointer: str) -> NDAr
 
 
 def _image_shape(manifest: Manifest) -> tuple[int, ...]:
-    return (manifest.image.height, manifest.image.width, manifest.image.channels)
+    return manifest.image.shape
 
 
 def _check_count(count: int, budget: Budget, what: str) -> None:

@@ -7,10 +7,8 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
-from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from service.core.problems import TooLarge, WrongModel
@@ -23,8 +21,6 @@ from service.http.headers import header
 from service.http.negotiation import JSON, MULTIPART
 from service.operations import fields as schemas
 from service.operations.fields import Options, merge, parse
-from vaeserve.bundle.engine import Posterior
-from vaeserve.bundle.prior import noise
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 T = TypeVar("T")
@@ -133,11 +129,3 @@ def check_rows(service: Service, rows: int, what: str) -> None:
         raise TooLarge(
             f"{what} = {rows:,} is more than the {service.settings.max_samples} of one request; send several."
         )
-
-
-def draw(posterior: Posterior, seed: int, first: int = 0) -> NDArray[np.float32]:
-    """One sample of each row's posterior, float32 [n, *latent]; `first` is the first row's number."""
-    mean, logvar = posterior
-    epsilon = noise(seed, range(first, first + len(mean)), mean.shape[1:])
-    sample: NDArray[np.float32] = mean + np.exp(logvar * np.float32(0.5)) * epsilon
-    return sample

@@ -28,7 +28,7 @@ from service.http.codecs import (
     WRITERS,
     Answer,
 )
-from service.http.endpoint import chosen, draw, kl_of, read, seed_of, service_of, wanted, write
+from service.http.endpoint import chosen, kl_of, read, seed_of, service_of, wanted, write
 from service.http.negotiation import JSON
 from service.http.openapi import Operation
 from service.operations.fields import (
@@ -70,7 +70,8 @@ from service.operations.paths import arithmetic, interpolate, traverse
 from service.operations.points import POINT_READERS, SEVERAL_READERS
 from service.operations.score import score_images
 from service.operations.similarity import similarity
-from vaeserve.bundle.calibration import kl, squared_error
+from vaeserve.bundle.prior import Prior
+from vaeserve.bundle.scores import squared_error
 
 ACTIVE = 0.01  # nats of mean KL from which on a dimension counts as used
 
@@ -88,10 +89,10 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
     seed = None
     if "sample" in options.return_:
         seed = seed_of(options.seed)
-        sampling = partial(draw, posterior, seed)
+        sampling = partial(posterior.sample, seed)
         arrays["sample"] = await service_of(request).run(posterior.mean.size, sampling)
     if "kl" in options.return_:
-        arrays["kl"] = kl(*posterior).astype(np.float32)
+        arrays["kl"] = posterior.kl().astype(np.float32)
     if "active" in options.return_:
         arrays["active"] = np.reshape(kl_of(model), posterior.mean.shape[1:]) > ACTIVE
     asked = {str(name): arrays[name] for name in options.return_}
@@ -135,7 +136,11 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
         raise problems.TooLarge(
             f"n = {options.n} is more than the {service.settings.max_samples} of one request; send several."
         )
-    seed, label = seed_of(options.seed), _label(request, model, options)
+    if (prior := model.prior) is None:
+        raise problems.NoPrior(
+            f"{model.manifest.reference} has no prior to sample from; send latents of your own to /decode."
+        )
+    seed, label = seed_of(options.seed), _label(request, model, prior, options)
     keeping: dict[str, str] = {}
     if request.method == "GET" and options.seed is not None:
         pinned = caching.names_version(request, options.model)
@@ -146,16 +151,17 @@ async def sample(request: Request, query: Annotated[SampleOptions, Query()]) -> 
     admit(options.n)
     drawn = await service.run(
         options.n * model.manifest.latent.size,
-        lambda: model.prior.draw(
+        lambda: prior.sample(
             seed=seed,
             rows=range(options.first, options.first + options.n),
             temperature=options.temperature,
             kind=options.prior,
             label=label,
             truncation=options.truncation,
+            transform=False,
         ),
     )
-    latents = await model.transform(drawn, model.prior.chosen(options.prior, label))
+    latents = await model.transform(drawn, prior.resolve(options.prior, label))
     arrays: dict[str, NDArray[Any]] = {"images": await model.decode(latents)}
     if "latents" in options.return_:
         arrays["latents"] = latents
@@ -343,7 +349,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/problems/{slug}", show_problem, include_in_schema=False)
 
 
-def _label(request: Request, model: ServedModel, options: SampleOptions) -> int | None:
+def _label(request: Request, model: ServedModel, prior: Prior, options: SampleOptions) -> int | None:
     """The number of the label to sample, given by name or by number; a problem if the model cannot."""
 
     def refused(name: str, detail: str) -> problems.InvalidRequest:
@@ -351,7 +357,7 @@ def _label(request: Request, model: ServedModel, options: SampleOptions) -> int 
         pointer = Pointer(pointer=f"/{name}", location=location, detail=detail)
         return problems.InvalidRequest(f"{detail}.", errors=[pointer])
 
-    wanted, prior = options.label, model.prior
+    wanted = options.label
     reference, names = model.manifest.reference, model.manifest.labels or ()
     if options.prior and options.prior not in prior.kinds:
         kinds = ", ".join(prior.kinds)

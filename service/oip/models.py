@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.admission import admit
-from service.core.problems import InvalidRequest, UnknownModel
+from service.core.problems import InvalidRequest, NoPrior, UnknownModel
 from service.core.service import ServedModel, ServedModels, Service
 from service.oip.tensors import Inference, Spec
 from service.operations.score import scores_of
-from vaeserve.bundle.calibration import squared_error
 from vaeserve.bundle.manifest import Manifest
+from vaeserve.bundle.scores import squared_error
 
 SEEDS = 2**53
 
@@ -36,7 +36,7 @@ class Function:
 
 
 def _image(manifest: Manifest) -> Spec:
-    return Spec("image", "UINT8", (manifest.image.height, manifest.image.width, manifest.image.channels))
+    return Spec("image", "UINT8", manifest.image.shape)
 
 
 def _latent(name: str, manifest: Manifest) -> Spec:
@@ -69,12 +69,19 @@ async def _sample(service: Service, model: ServedModel, asked: Inference) -> Arr
     if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
         raise InvalidRequest("The parameter `temperature` must be a number from 0 to 10.")
 
+    prior = model.prior
+    if prior is None:
+        raise NoPrior(f"{model.manifest.reference} has no prior to sample from; send latents to decode.")
+
     def draw() -> NDArray[np.float32]:
-        rows = (model.prior.draw(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds)
+        rows = (
+            prior.sample(seed=int(seed), rows=range(1), temperature=temperature, transform=False)
+            for seed in seeds
+        )
         return np.concatenate(list(rows))
 
     drawn = await service.run(len(seeds) * model.manifest.latent.size, draw)
-    z = await model.transform(drawn, model.prior.chosen())
+    z = await model.transform(drawn, prior.resolve())
     return {"image": await model.decode(z), "z": z}
 
 

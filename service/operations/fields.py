@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service.core.problems import InvalidRequest, Pointer, TooLarge, invalid
 from vaeserve.bundle.manifest import ImageSpec, Manifest
-from vaeserve.bundle.prior import SEEDS, PriorKind
+from vaeserve.bundle.noise import SEEDS
+from vaeserve.bundle.prior import PriorKind
 
 
 class Options(BaseModel):

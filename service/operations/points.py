@@ -24,8 +24,8 @@ from service.http.codecs import (
 from service.http.negotiation import BMP, GIF, JPEG, JSON, MULTIPART, NPY, PNG, WEBP
 from service.http.npy import read_npy
 from service.operations.latent_fields import PointsBody
-from vaeserve.bundle.engine import Posterior
 from vaeserve.bundle.manifest import Manifest
+from vaeserve.bundle.posterior import Posterior
 
 
 class Points(NamedTuple):

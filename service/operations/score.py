@@ -1,7 +1,6 @@
 """POST /score: how well the model explains each image, and how unusual that is."""
 
 import asyncio
-import math
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,12 +13,13 @@ from service.core.admission import admit
 from service.core.problems import TooLarge, WrongModel
 from service.core.service import ServedModel, Service
 from service.http.codecs import IMAGE_READERS, WRITERS, Answer
-from service.http.endpoint import draw, read, seed_of, service_of, wanted, write
+from service.http.endpoint import read, seed_of, service_of, wanted, write
 from service.http.negotiation import JPEG, PNG
 from service.operations.latent_fields import ScoreBody, ScoreOptions
-from vaeserve.bundle.calibration import Scores, log_weights, score
-from vaeserve.bundle.engine import ByteImages, Posterior
-from vaeserve.bundle.prior import NO_DENSITY, noise
+from vaeserve.bundle.arrays import ByteImages
+from vaeserve.bundle.posterior import Posterior
+from vaeserve.bundle.prior import NO_DENSITY
+from vaeserve.bundle.scores import ImportanceBound, Scores, log_likelihood, score
 
 # One logarithm of a pixel's probability takes as long as printing this many numbers.
 LIKELIHOOD = 20
@@ -67,14 +67,19 @@ async def scores_of(
     One z of each is drawn with the noise of the rows of `seed` from `first` on. WrongModel where the prior's
     density is not known.
     """
-    if model.prior.flow is not None and model.prior.flow.log_density is None:
-        raise WrongModel(f"{model.manifest.reference} has no scores: {NO_DENSITY}; publish it again with it.")
+    reference, prior = model.manifest.reference, model.prior
+    if prior is None:
+        raise WrongModel(f"{reference} has no scores: it has no prior; publish it again with one.")
+    if not prior.has_density:
+        raise WrongModel(f"{reference} has no scores: {NO_DENSITY}; publish it again with it.")
     posterior = await model.encode(images)
-    z = await service.run(posterior.mean.size, partial(draw, posterior, seed, first))
+    z = await service.run(
+        posterior.mean.size, partial(posterior.sample, seed, range(first, first + len(images)))
+    )
     pixels, again = await asyncio.gather(model.pixels(z), model.decode(posterior.mean))
     found = await service.run(
         images.size * LIKELIHOOD,
-        lambda: score(model.manifest, model.prior, images, posterior, pixels, again),
+        lambda: score(model.manifest, images, posterior, pixels, again, prior.log_density(posterior.mean)),
     )
     model.metrics.reconstructed(found.error)
     return found, posterior, again
@@ -110,18 +115,12 @@ async def _bound(
     first: int,
 ) -> NDArray[np.float64]:
     """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z of each image's posterior, in nats, float64 [n]."""
-    mean, logvar = posterior
-    total = np.full(len(images), -np.inf)
-    for start in range(0, len(images) * k, RUN):
-        stop = min(start + RUN, len(images) * k)
-        row = np.arange(start, stop) // k
-        begin = FIRST_ROW + first * k
-        epsilon = noise(seed, range(begin + start, begin + stop), mean.shape[1:])
-        z = mean[row] + np.exp(logvar[row] * np.float32(0.5)) * epsilon
+    bound = ImportanceBound(posterior, k, seed, first_row=FIRST_ROW + first * k)
+    for image, z in bound.pieces(RUN):
         pixels = await model.pixels(z)
-        weigh = partial(log_weights, model.manifest, images[row], (mean[row], logvar[row]), z, pixels)
-        np.logaddexp.at(total, row, await service.run(pixels.size * LIKELIHOOD, weigh))
-    return total - math.log(k)
+        weigh = partial(log_likelihood, model.manifest, images[image], pixels)
+        bound.add(image, z, await service.run(pixels.size * LIKELIHOOD, weigh))
+    return bound.value
 
 
 def _error_map(images: ByteImages, others: ByteImages) -> ByteImages:

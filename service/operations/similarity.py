@@ -13,7 +13,7 @@ from service.http.codecs import ARRAY_WRITERS, Answer, Floats
 from service.http.endpoint import read, service_of, wanted, write
 from service.operations.latent_fields import SimilarityBody, SimilarityOptions
 from service.operations.points import SEVERAL_READERS, check_count, located
-from vaeserve.bundle.engine import Posterior
+from vaeserve.bundle.posterior import Posterior
 
 Doubles = NDArray[np.float64]
 

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vaeserve.bundle.manifest import Fit
 from vaeserve.bundle.png import read_plain
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has parsers for sixty more that nobody sends
-
-Fit = Literal["cover", "contain", "stretch"]
 
 # The largest side that JPEG can have. Pillow keeps a pointer for every row, so that an image of one column
 # would take three times the memory of its pixels.

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vaeserve.bundle.images import encode_image
-from vaeserve.bundle.prior import noise
+from vaeserve.bundle.noise import noise
 from vaeserve.bundle.repository import open_engine
 
 JSON = {"Content-Type": "application/json"}
