@@ -11,7 +11,7 @@ from service.core.pool import Pool
 from service.settings import Settings
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import BundleError
+from vaeserve.bundle.files import BundleError
 from vaeserve.bundle.repository import Repository
 
 log = logging.getLogger(__name__)

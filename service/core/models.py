@@ -12,7 +12,9 @@ from service.core.metrics import GraphMetrics, Metrics, ModelMetrics
 from service.core.pool import Pool
 from service.core.problems import UnknownModel, WrongModel
 from service.core.statistics import Executions
-from vaeserve.bundle.engine import ByteImages, Doubles, Engine, Floats, Posterior
+from vaeserve.bundle.arrays import ByteImages, Doubles, Floats
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.posterior import Posterior
 from vaeserve.bundle.prior import NO_DENSITY, PriorKind
 
 
@@ -94,17 +96,16 @@ class Model:
     async def log_prior(self, latents: Floats) -> Doubles:
         """float32 [n, *latent] → log p(z) in nats under the prior that is sampled by default, float64 [n].
 
-        WrongModel if the prior is a flow that was published without its density.
+        WrongModel if the model has no prior, or a flow that was published without its density.
         """
         admit(len(latents))
-        flow = self.prior.flow
-        if flow is None:
-            components = len(self.prior.mixture.weights) if self.prior.mixture else 1
-            return await self._pool.run(latents.size * components, lambda: self.prior.log_density(latents))
-        if flow.log_density is None:
-            raise WrongModel(
-                f"{self.manifest.reference} has no scores: {NO_DENSITY}; publish it again with it."
-            )
+        prior, reference = self.prior, self.manifest.reference
+        if prior is None:
+            raise WrongModel(f"{reference} has no scores: it has no prior; publish it again with one.")
+        if not prior.has_density:
+            raise WrongModel(f"{reference} has no scores: {NO_DENSITY}; publish it again with it.")
+        if prior.flow is None:
+            return await self._pool.run(latents.size, lambda: prior.log_density(latents))
         (density,) = await self._density(latents)
         return density
 

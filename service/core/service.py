@@ -17,8 +17,9 @@ from service.core.pool import SMALL_VALUES, Pool
 from service.core.problems import Draining, NotReady, TooLarge
 from service.core.statistics import Counts
 from service.settings import Settings
+from vaeserve.bundle.files import BundleError
 from vaeserve.bundle.images import TooManyPixels
-from vaeserve.bundle.manifest import BundleError, Manifest
+from vaeserve.bundle.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -83,16 +83,17 @@ async def sample(service: Service, model: Model, options: SampleOptions) -> Answ
     seed = new_seed(options.seed)
     admit(options.n)
     draw = partial(
-        prior.draw,
+        prior.sample,
         seed=seed,
         rows=range(options.first, options.first + options.n),
         temperature=options.temperature,
         kind=options.prior,
         label=label,
         truncation=options.truncation,
+        transform=False,
     )
     noise = await service.run(options.n * model.manifest.latent.size, draw)
-    latents = await model.transform(noise, prior.chosen(options.prior, label))
+    latents = await model.transform(noise, prior.resolve(options.prior, label))
     arrays: dict[str, NDArray[Any]] = {"images": await model.decode(latents)}
     if "latents" in options.return_:
         arrays["latents"] = latents
@@ -110,20 +111,21 @@ async def sample_seeds(
     def draw() -> Floats:
         return np.concatenate(
             [
-                prior.draw(
+                prior.sample(
                     seed=int(seed),
                     rows=range(options.first, options.first + 1),
                     temperature=options.temperature,
                     kind=options.prior,
                     label=label,
                     truncation=options.truncation,
+                    transform=False,
                 )
                 for seed in seeds
             ]
         )
 
     noise = await service.run(len(seeds) * model.manifest.latent.size, draw)
-    latents = await model.transform(noise, prior.chosen(options.prior, label))
+    latents = await model.transform(noise, prior.resolve(options.prior, label))
     return {"images": await model.decode(latents), "latents": latents}
 
 

@@ -11,7 +11,7 @@ def banner(settings: Settings, models: Models, url: str) -> str:
     lines = [f"vaeserve {version('vaeserve')} at {url}, documentation at {url}/docs"]
     for model in models.newest():
         manifest = model.manifest
-        image = f"{manifest.image.height}×{manifest.image.width}×{manifest.image.channels}"
+        image = "×".join(map(str, manifest.image.shape))
         latent = "×".join(map(str, manifest.latent.shape))
         default = ", the default" if manifest.name == models.default else ""
         lines.append(f"  {manifest.reference}: images {image}, latents {latent}{default}")

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from tests.bundles import make_draft
-from vaeserve.bundle.calibration import Scores, calibrate, read_calibration
+from vaeserve.bundle.calibration import calibrate, read_calibration
+from vaeserve.bundle.files import BundleError, Draft, publish, read_bundle
 from vaeserve.bundle.latent_map import read_map
-from vaeserve.bundle.manifest import BundleError, Draft, publish, read_bundle
-from vaeserve.bundle.prior import Mixture, Prior, truncated
+from vaeserve.bundle.noise import truncated
+from vaeserve.bundle.prior import Mixture, Prior
+from vaeserve.bundle.scores import Scores
 
 
 def scores(n, seed):

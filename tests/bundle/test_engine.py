@@ -9,8 +9,9 @@ import scipy.stats
 from tests.bundles import encoder_graph, flow_graph, make_bundle, make_draft, with_flow
 from vaeserve.bundle import engine
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import BundleError, Draft, PriorSpec, read_bundle
-from vaeserve.bundle.prior import noise
+from vaeserve.bundle.files import BundleError, Draft, read_bundle
+from vaeserve.bundle.manifest import PriorSpec
+from vaeserve.bundle.noise import noise
 from vaeserve.bundle.repository import Repository, find, open_engine
 
 rng = np.random.default_rng(0)

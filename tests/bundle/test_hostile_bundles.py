@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.bundles import decoder_graph, encoder_graph, make_bundle, make_draft, with_flow
 from tests.checkout import ROOT
+from vaeserve.bundle.files import BundleError, publish, read_bundle
 from vaeserve.bundle.graph_check import GraphError, check_graph
-from vaeserve.bundle.manifest import BundleError, publish, read_bundle
 from vaeserve.bundle.repository import open_engine
 
 

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from tests.bundles import make_bundle, make_draft
-from vaeserve.bundle import manifest as module
-from vaeserve.bundle.manifest import BundleError, Manifest, publish, read_bundle, versions
+from vaeserve.bundle import files as module
+from vaeserve.bundle.files import BundleError, publish, read_bundle, versions
+from vaeserve.bundle.manifest import Manifest
 
 
 @pytest.fixture

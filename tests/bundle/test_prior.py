@@ -7,8 +7,10 @@ import pytest
 from scipy import stats
 
 from tests.bundles import make_draft
-from vaeserve.bundle.manifest import BundleError, Draft, PriorSpec
-from vaeserve.bundle.prior import SEEDS, Mixture, Prior, noise, read_prior, write_prior
+from vaeserve.bundle.files import BundleError, Draft
+from vaeserve.bundle.manifest import PriorSpec
+from vaeserve.bundle.noise import SEEDS, noise
+from vaeserve.bundle.prior import Mixture, Prior, read_prior, write_prior
 
 
 def test_noise_is_these_literal_numbers():

@@ -6,7 +6,7 @@ import pytest
 
 from tests.bundles import make_bundle
 from vaeserve.bundle import repository as module
-from vaeserve.bundle.manifest import BundleError
+from vaeserve.bundle.files import BundleError
 from vaeserve.bundle.repository import Repository
 
 

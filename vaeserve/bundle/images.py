@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vaeserve.bundle.manifest import Fit
 from vaeserve.bundle.png import read_plain
 
-# Pillow's names of the formats that are read, and their media types. Its other sixty parsers stay unused:
-# nobody sends those, and each could have a bug.
+# The formats that are read, by Pillow's names, and their media types. Pillow's sixty other parsers stay
+# unused.
 MEDIA_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
@@ -25,8 +26,6 @@ MEDIA_TYPES = {
     "BMP": "image/bmp",
 }
 FORMATS = tuple(MEDIA_TYPES)
-
-Fit = Literal["cover", "contain", "stretch"]
 
 # The largest side that JPEG can have. Pillow keeps a pointer for every row, so that an image of one column
 # would take three times the memory of its pixels.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeserve.bundle.manifest import Bundle, BundleError
+from vaeserve.bundle.files import Bundle, BundleError
 
 Floats = NDArray[np.float32]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vaeserve.bundle.engine import Engine, Provider, check_provider
-from vaeserve.bundle.manifest import MANIFEST, BundleError, read_bundle, versions
+from vaeserve.bundle.files import MANIFEST, BundleError, read_bundle, versions
 
 
 class Repository:

@@ -15,7 +15,8 @@ from tests.bundles import make_bundle, make_draft
 from tests.checkout import ROOT
 from tests.conftest import in_a_thread
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import LatentSpec, Metric, publish, read_bundle
+from vaeserve.bundle.files import publish, read_bundle
+from vaeserve.bundle.manifest import LatentSpec, Metric
 
 
 def parsed(url):

@@ -15,6 +15,7 @@ from service.http.bodies import READERS
 from service.operations.answer import Answer
 from service.operations.operation import Inputs, Outputs
 from tests.service.http.test_bodies import BUDGET, GREY, manifest, pixels
+from vaeserve.bundle.images import read_image
 
 
 @given(arrays.arrays(np.float32, (2, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))

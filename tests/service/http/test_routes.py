@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.arrays import NPY, npy
 from vaeserve.bundle.images import encode_image
-from vaeserve.bundle.prior import noise
+from vaeserve.bundle.noise import noise
 
 JSON = {"Content-Type": "application/json"}
 PNG = {"Content-Type": "image/png"}

@@ -11,8 +11,10 @@ from service.settings import Settings
 from tests.arrays import AS_PNG
 from tests.bundles import make_bundle, make_draft, with_flow
 from tests.conftest import in_a_thread
-from vaeserve.bundle.manifest import PriorSpec, publish
-from vaeserve.bundle.prior import Mixture, noise, write_prior
+from vaeserve.bundle.files import publish
+from vaeserve.bundle.manifest import PriorSpec
+from vaeserve.bundle.noise import noise
+from vaeserve.bundle.prior import Mixture, write_prior
 from vaeserve.bundle.repository import open_engine
 from vaeserve.client import BadRequest, Client
 

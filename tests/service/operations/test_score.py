@@ -8,20 +8,16 @@ import pytest
 from PIL import Image
 
 from tests.arrays import NPY, npy
-from vaeserve.bundle.calibration import kl
-from vaeserve.bundle.likelihood import log_prob
-from vaeserve.bundle.prior import noise
 
 
 def test_the_terms_are_those_of_the_elbo(http, tiny, images):
     answer = http.post("/score", json={"images": images.tolist(), "seed": 7})
     body = answer.json()
     assert (body["model"], body["seed"], answer.headers["x-seed"]) == ("tiny@2", 7, "7")
-    mean, logvar = tiny.encode(images)
-    z = mean + np.exp(logvar / 2) * noise(7, range(5), (4,))
-    spec = tiny.manifest
-    distortion = -log_prob(spec.likelihood, spec.image, images, tiny.pixels(z))
-    rate = kl(mean, logvar).sum(axis=1)
+    posterior = tiny.encode(images)
+    distortion = -tiny.manifest.likelihood.log_prob(images, tiny.pixels(posterior.sample(7)))
+    rate = posterior.kl().sum(axis=1)
+    mean = posterior.mean
     np.testing.assert_allclose(body["distortion"], distortion, rtol=1e-4)
     np.testing.assert_allclose(body["rate"], rate, rtol=1e-4)
     np.testing.assert_allclose(body["elbo"], -(distortion + rate), rtol=1e-4)
