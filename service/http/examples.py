@@ -55,7 +55,7 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "unknown-model": ("There is no model 'unknown' here; there are mnist.", []),
     "method-not-allowed": ("/encode has no GET; it has POST.", []),
     "not-acceptable": (
-        "None of what Accept asks for can be made here; possible are application/json, application/x-npy, "
+        "Nothing that Accept asks for can be made here; ask for application/json, application/x-npy, "
         "application/x-npz.",
         [],
     ),
@@ -75,7 +75,7 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     ),
     "too-large": ("n = 257 is more than the 256 of one request; send several.", []),
     "unsupported-media-type": (
-        "text/plain cannot be read here; possible are application/json, application/x-npy. "
+        "text/plain cannot be read here; send application/json, application/x-npy. "
         "With curl: -H 'Content-Type: application/json'.",
         [],
     ),

@@ -25,6 +25,7 @@ from vaeserve.bundle.scores import score as score_arrays
 
 # One logarithm of a pixel's probability takes as long as printing this many numbers.
 LIKELIHOOD = 20
+FALSE_POSITIVE_RATE = 0.05
 # The importance-weighted bound may decode this many times as many images as /sample.
 SAMPLES = 16
 # Samples of one batch.
@@ -45,7 +46,7 @@ class ScoreOptions(fields.Options):
         description="Adds the importance-weighted bound, with this many samples of each image's posterior.",
     )
     false_positive_rate: float = Field(
-        0.05, ge=0, le=1, description="Share of normal images that may be called anomalies."
+        FALSE_POSITIVE_RATE, ge=0, le=1, description="Share of normal images that may be called anomalies."
     )
     return_: Annotated[list[Literal["images", "error_map"]], LIST] = Field(
         [],
@@ -128,7 +129,7 @@ def _check(service: Service, model: Model, options: ScoreOptions, n: int) -> Non
         raise WrongModel(
             f"{reference} has no likelihood, so images have no ELBO; /reconstruct gives their squared error."
         )
-    if model.calibration is None and "false_positive_rate" in options.model_fields_set:
+    if model.calibration is None and options.false_positive_rate != FALSE_POSITIVE_RATE:
         raise WrongModel(
             f"{reference} has no calibration, so its false positives are unknown; leave out "
             "`false_positive_rate`, or publish a version with `vae-train complete`."

@@ -228,8 +228,9 @@ def test_everything_can_be_read_in_the_documentation(http):
     encode = operations["POST", "/encode"]
     assert set(encode["requestBody"]["content"]) >= {"application/json", "image/png", "application/x-npy"}
     assert set(encode["responses"]["200"]["content"]) >= {"application/json", "application/x-npy"}
-    parameters = {parameter["name"] for parameter in operations["GET", "/models/{name}/sample"]["parameters"]}
-    assert parameters >= {"name", "model", "n", "seed", "temperature", "return"}
+    parameters = operations["GET", "/models/{name}/sample"]["parameters"]
+    assert {"$ref": "#/components/parameters/name"} in parameters
+    assert {each.get("name") for each in parameters} >= {"model", "n", "seed", "temperature", "return"}
     for operation in operations.values():
         for status in ("404", "422", "500", "503"):
             assert list(operation["responses"][status]["content"]) == ["application/problem+json"]

@@ -72,8 +72,8 @@ def test_examples_of_answers_are_such_answers():
 
 @pytest.fixture(scope="module", params=["mnist", "colour", "plain", "two"])
 def served(request, mnist, tmp_path_factory):
-    """Services of mnist, of colour images with a latent map, of a model without calibration, map and KL, and of
-    two models of which none is the default."""
+    """A service of mnist, of colour images with a latent map, of a model without calibration, map and KL, or
+    of two models of which none is the default."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "mnist":
         with httpx.Client(base_url=mnist) as client:

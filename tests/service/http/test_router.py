@@ -64,10 +64,8 @@ def alike(fast, general, method, path, **body):
     changing = {"x-request-id", "server-timing", "date"}
     headers = [{k: v for k, v in each.headers.items() if k not in changing} for each in (one, other)]
     assert headers[0] == headers[1]
-    if one.is_success:
-        assert one.content == other.content
-    else:
-        assert {**one.json(), "instance": ""} == {**other.json(), "instance": ""}
+    texts = [each.content.replace(each.headers["x-request-id"].encode(), b"") for each in (one, other)]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("query", QUERIES)

@@ -83,8 +83,8 @@ def test_what_a_model_lacks_is_left_out_or_refused(plain, images):
     assert "elbo" in scored
     assert not {"p_value", "is_anomaly", "false_positive_rate"} & set(scored)
     for path, what in (
-        ("/score?model=plain&false_positive_rate=0.05", "has no calibration"),
-        ("/score?model=bare", "says no likelihood"),
+        ("/score?model=plain&false_positive_rate=0.1", "has no calibration"),
+        ("/score?model=bare", "has no likelihood"),
         ("/traverse?model=plain", "how much each dimension is used"),
         ("/encode?model=plain&return=active", "how much each dimension is used"),
     ):
