@@ -192,8 +192,8 @@ class Metrics:
     ) -> tuple[bytes, str]:
         """The body of /metrics and its media type.
 
-        `loaded`: the manifests, and whether each is the default model's. `refused`: the folders of bundles that
-        failed their checks.
+        `loaded`: the manifests, and whether each is of the default model. `refused`: the folders of bundles
+        that failed their checks.
         """
         public = (metric for metric in self._collect() if not metric.name.startswith(OIP))
         metrics = [*public, *_bundle_metrics(loaded, refused)]
