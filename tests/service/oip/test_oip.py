@@ -186,7 +186,7 @@ def test_with_an_api_key_what_is_new_can_be_loaded(tmp_path):
     key = {"Authorization": "Bearer secret"}
     with in_a_thread(Settings(models=tmp_path, api_keys="secret", poll=0)) as url:
         client = triton.InferenceServerClient(url.removeprefix("http://"))
-        with pytest.raises(InferenceServerException, match="asks for an API key") as caught:
+        with pytest.raises(InferenceServerException, match="requires an API key") as caught:
             client.load_model("second")
         assert caught.value.status() == "401"
         with pytest.raises(InferenceServerException, match="no model 'second' in the repository"):
