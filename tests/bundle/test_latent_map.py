@@ -12,7 +12,7 @@ from vaeserve.bundle.latent_map import read_map
     ("change", "words"),
     [
         ({"components": np.zeros((3, 4), np.float32)}, "components"),
-        ({"labels": np.full(40, 2, np.int16)}, "labels must be below the number of labels, 2"),
+        ({"labels": np.full(40, 2, np.int16)}, "labels must be below 2, their number"),
         ({"thumbnails": np.zeros((40, 0, 8, 1), np.uint8)}, "a map has 1 to 4096 points"),
     ],
 )
