@@ -38,12 +38,12 @@ DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [("/n", "query", "Input should be greater than or equal to 1")],
     ),
     "bad-image": (
-        "/images/0 the bytes are no image that can be read (unknown format); send PNG, JPEG, WEBP, GIF, BMP.",
+        "/images/0 the bytes are not a readable image (unknown format); send PNG, JPEG, WEBP, GIF, BMP.",
         [
             (
                 "/images/0",
                 "body",
-                "the bytes are no image that can be read (unknown format); send PNG, JPEG, WEBP, GIF, BMP",
+                "the bytes are not a readable image (unknown format); send PNG, JPEG, WEBP, GIF, BMP",
             )
         ],
     ),

@@ -37,6 +37,8 @@ class _Likelihood(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    kind: str  # declared here, so that it comes first in the manifest
+
     def log_prob(self, images: ByteImages, pixels: Floats, levels: int = 256) -> Doubles:
         """log p(x|z) of each image in nats, summed over its pixels, float64 [n].
 

@@ -89,8 +89,8 @@ def test_base64_as_people_write_it():
     [
         ("abc", InvalidRequest, "/images/1 is not base64"),
         ("é", InvalidRequest, "/images/1 is not base64"),
-        ("", BadImage, "/images/1 the bytes are no image"),
-        (text(b"hello"), BadImage, "/images/1 the bytes are no image"),
+        ("", BadImage, "/images/1 the bytes are not a readable image"),
+        (text(b"hello"), BadImage, "/images/1 the bytes are not a readable image"),
         (text(png(pixels()[0])[:60]), BadImage, "/images/1 the image is broken or truncated"),
         ([[1, 2], [3]], WrongShape, "/images/1 has lists of different lengths"),
         ([[[1], [2, 3]]], WrongShape, "/images/1 has lists of different lengths"),
@@ -104,7 +104,7 @@ def test_what_is_wrong_with_an_image_is_told_with_its_place(item, kind, said):
 
 
 def test_a_bare_file_that_is_no_image():
-    with pytest.raises(BadImage, match=r"^The bytes are no image .*; send PNG, JPEG") as refused:
+    with pytest.raises(BadImage, match=r"^The bytes are not a readable image .*; send PNG, JPEG") as refused:
         bodies.images_from_file(b"GIF89a", GREY, BUDGET)
     assert refused.value.errors == ()
 
