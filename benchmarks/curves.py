@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.load import Request
 from benchmarks.reference import WIDTH, build, publish_reference
-from benchmarks.serving import NPY, OURS, Bench, Figures, Server, middle, npy, picture, prepared, write
+from benchmarks.serving import NPY, OURS, Bench, Figures, Server, middle, npy, ours, picture, write
 from vaeserve.bundle.cpus import usable_cpus
 
 CONNECTIONS = tuple(2**e for e in range(9))
@@ -112,8 +112,7 @@ def started(bench: Bench, work: Path, stack: ExitStack) -> Server:
     """The service with the reference network of every width."""
     for width in WIDTHS:
         publish_reference(bench.models, model(width), width)
-    server = prepared(OURS, bench.models, work)
-    assert server
+    server = ours(bench.models.absolute())
     server.command += ["--default-model", model(WIDTH), "--max-images", str(max(BATCHES))]
     stack.callback(server.stop)
     server.start(work / "log")

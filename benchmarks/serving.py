@@ -90,6 +90,7 @@ class Server:
     name: str
     command: list[str]
     request: Callable[[str], Request]  # of its URL: one PNG to be encoded
+    folder: Path = HERE.parent  # the checkout whose code runs
     port: int = 0
     process: subprocess.Popen[bytes] = field(init=False)
 
@@ -109,8 +110,11 @@ class Server:
         with log.open("wb") as file:
             # Triton's backend wants the libpython of the interpreter whose environment it is in.
             libraries = {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))}
-            environment = os.environ | {"PYTHONPATH": str(HERE.parent)} | libraries
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+            environment = os.environ | {"PYTHONPATH": str(self.folder)} | libraries
+            # `python -m` looks into the working directory first, so that has to be the checkout too.
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment, cwd=self.folder
+            )
         until = time.monotonic() + 90
         while (status := self.ask()[0]) != 200:
             if self.process.poll() is not None or time.monotonic() > until:
@@ -200,8 +204,9 @@ def main() -> None:
         models = work / "models"
         publish_reference(models)
         bench = Bench(models, options.seconds, options.patience)
-        names = [name for name in [OURS, *FILES] if not options.only or name in options.only or name == OURS]
-        servers = [server for name in names if (server := prepared(name, models, options.peers))]
+        names = [name for name in FILES if options.only is None or name in options.only]
+        servers = [ours(models), *(ours(models, folder) for folder in options.against)]
+        servers += [server for name in names if (server := prepared(name, models, options.peers))]
         running = []
         for server in servers:
             stack.callback(server.stop)
@@ -222,7 +227,20 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="*", metavar="NAME", help=f"of {', '.join(FILES)}")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        metavar="NAME",
+        help=f"other servers to measure, none or some of {', '.join(FILES)}",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="DIR",
+        help="checkouts of other versions of vaeserve to measure in the same rounds",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of each contender in each round")
     parser.add_argument(
@@ -244,6 +262,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def ours(models: Path, folder: Path | None = None) -> Server:
+    """This version of vaeserve, or the version in another checkout."""
+    name = OURS if folder is None else f"{OURS} in {folder.resolve().name}"
+    command = [sys.executable, "-m", "service", "--models", str(models), "--port", "{port}"]
+    folder = HERE.parent if folder is None else folder.resolve()
+    return Server(name, command, lambda url: Request(f"{url}/encode", png(), "image/png"), folder)
+
+
 def prepared(name: str, models: Path, peers: Path) -> Server | None:
     """The server, with its environment; None when that cannot be made."""
     python = sys.executable
@@ -258,10 +284,7 @@ def prepared(name: str, models: Path, peers: Path) -> Server | None:
                 print(f"left out: {name} could not be installed", file=sys.stderr)
                 return None
             (folder / "ready").touch()
-    if name == OURS:
-        command = [python, "-m", "service", "--models", str(models), "--port", "{port}"]
-    else:
-        command = [python, str(HERE / "peers" / FILES[name]), str(models), "{port}"]
+    command = [python, str(HERE / "peers" / FILES[name]), str(models), "{port}"]
     if name == "Triton, python backend":
         return Server(name, command, lambda url: tensors(url, "encode"))
     body, kind = png(), "image/png"
