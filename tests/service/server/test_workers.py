@@ -141,3 +141,14 @@ def test_a_signal_during_loading_stops_the_service(models, tmp_path):
             said = process.communicate(timeout=SECONDS)[1]
             assert process.returncode == 0, said
             assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("workers", "written"), [("1", set()), ("2", {"vaeserve", "pymp"})])
+def test_temporary_files_are_those_that_the_container_page_names(workers, written, models, tmp_path):
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with running(models, "--workers", workers, TMPDIR=str(folder)) as (process, _):
+        assert {path.name.partition("-")[0] for path in folder.iterdir()} == written
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+    assert not list(folder.iterdir())
