@@ -89,15 +89,8 @@ def measure(request: Request, *, connections: int, seconds: float) -> Load:
         if shutil.which("wrk"):
             body.write_bytes(request.body)
             script.write_text(LUA)
-            command = [
-                "wrk",
-                "-t1",
-                f"-c{connections}",
-                f"-d{max(1, round(seconds))}s",
-                "-s",
-                str(script),
-                request.url,
-            ]
+            duration = f"-d{max(1, round(seconds))}s"  # wrk takes whole seconds
+            command = ["wrk", "-t1", f"-c{connections}", duration, "-s", str(script), request.url]
             lines = "".join(f"{name}: {value}\n" for name, value in request.headers.items())
             environment = {"BODY": str(body), "METHOD": request.method, "HEADERS": lines}
         else:
