@@ -16,7 +16,7 @@ MEASURE = """
 import io, json, warnings
 import numpy as np
 from PIL import Image
-from service.runtime.images import FORMATS, TooManyPixels, read_image
+from vaeserve.bundle.images import FORMATS, TooManyPixels, read_image
 from service.settings import Settings
 
 CAP = Settings(_env_file=None).max_pixels

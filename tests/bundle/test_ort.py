@@ -17,13 +17,13 @@ def test_onnxruntime_is_imported_in_one_place():
             text = file.read_text(encoding="utf-8")
             found = re.search(r"^\s*(import|from) onnxruntime", text, re.MULTILINE)
             if found and file != ROOT / "vaeserve/bundle/ort.py":
-                assert "from service.runtime.ort import ort" in text[: found.start()], file
+                assert "from vaeserve.bundle.ort import ort" in text[: found.start()], file
 
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_no_device_id_and_no_cache_is_written(ours, repository, tmp_path):
     """Without the module it is: then this test would see an onnxruntime that needs no opt-out any more."""
-    module = "from service.runtime.ort import ort" if ours else "import onnxruntime as ort"
+    module = "from vaeserve.bundle.ort import ort" if ours else "import onnxruntime as ort"
     code = f"{module}; ort.InferenceSession({str(repository / 'tiny/1/encoder.onnx')!r})"
     left_out = ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME", "GITHUB_ACTIONS", "TF_BUILD")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
