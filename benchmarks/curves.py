@@ -1,10 +1,10 @@
-"""How cost grows: latency against connections, throughput against batch size and against the model's width.
+"""Plots latency against connections, and throughput against batch size and model width.
 
     python -m benchmarks.curves docs/performance --write docs/performance.md
 
-Each round measures every point once; medians are drawn, a picture and a sentence for each curve, and written
-into the page. With `--json FILE` all rounds are kept, and those already in the file count along: so a long
-measurement can be made in pieces, and `--rounds 0` draws again what was measured before.
+Each round measures every point once. For each curve the medians become a picture and a sentence, which are
+written into the page. `--json FILE` keeps all rounds and adds them to those already in the file, which splits
+a long measurement; `--rounds 0` plots the rounds in the file.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -26,9 +25,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from benchmarks.bench import Bench, Figures, middle
+from benchmarks.contenders import NPY, OURS, Server, npy, ours, picture
 from benchmarks.load import Request
 from benchmarks.reference import WIDTH, build, publish_reference
-from benchmarks.serving import NPY, OURS, Bench, Figures, Server, middle, npy, picture, prepared, write
+from benchmarks.serving import write
 from vaeserve.bundle.cpus import usable_cpus
 
 CONNECTIONS = tuple(2**e for e in range(9))
@@ -36,8 +37,8 @@ BATCHES = tuple(2**e for e in range(10))
 WIDTHS = (8, 16, 32, 64, 128)
 RAW = "onnxruntime alone"
 RAW_SECONDS = 0.5
-NEARLY = 0.9  # of the highest rate: from there on more rows or connections bring little
-BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#767676", "#222222"  # told apart by the colour-blind too
+NEARLY = 0.9  # of the highest rate; beyond it more rows or connections add little
+BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#767676", "#222222"  # distinct for colour-blind readers too
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -54,13 +55,13 @@ STYLE = {
     "svg.hashsalt": "curves",  # the same figures make the same file
 }
 
-Sample = tuple[str, int, Figures]  # of which line, where on the x axis, what was measured
-Lines = dict[str, dict[int, Figures]]  # a curve's lines: medians by x
+Sample = tuple[str, int, Figures]  # the line, the place on the x axis, the measurement
+Lines = dict[str, dict[int, Figures]]  # the lines of a curve: medians by x
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How one picture is measured (once each point), drawn, and put into words."""
+    """How one curve is measured (each point once), plotted, and summarised."""
 
     measure: Callable[[Bench, Server], Iterator[Sample]]
     draw: Callable[[Lines], Figure]
@@ -71,7 +72,7 @@ class Curve:
 
 def main() -> None:
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no server is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds the stack, which stops the server
     rounds = read(options.json)
     if options.rounds:
         with ExitStack() as stack:
@@ -83,7 +84,7 @@ def main() -> None:
                 for name in options.only:
                     for line, x, figures in CURVES[name].measure(bench, server):
                         rounds.setdefault(name, {}).setdefault(line, {}).setdefault(x, []).append(figures)
-        print(f"others took {median(bench.disturbed):.1%} of the CPU (median)", file=sys.stderr)
+        print(bench.conditions(), file=sys.stderr)
         keep(options.json, rounds)
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.only:
@@ -93,27 +94,26 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="for the pictures")
+    parser.add_argument("folder", type=Path, help="folder for the pictures")
     parser.add_argument("--only", nargs="*", choices=CURVES, default=list(CURVES), help="[default: all]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1, help="of each point in each round")
+    parser.add_argument("--seconds", type=float, default=1, help="for each point in each round")
     parser.add_argument(
-        "--patience", type=float, default=240, help="seconds after which nothing is repeated any more"
+        "--patience", type=float, default=240, help="seconds after which no measurement is repeated"
     )
-    parser.add_argument("--models", type=Path, help="keep the networks there, to start faster next time")
-    parser.add_argument("--json", type=Path, help="keep the rounds there; those in it count along")
+    parser.add_argument("--models", type=Path, help="folder that keeps the networks for the next run")
+    parser.add_argument("--json", type=Path, help="file to keep the rounds in; rounds already in it count")
     parser.add_argument(
-        "--write", type=Path, nargs="*", default=[], metavar="PAGE", help="documents to put the pictures into"
+        "--write", type=Path, nargs="*", default=[], metavar="PAGE", help="pages to write the pictures into"
     )
     return parser.parse_args()
 
 
 def started(bench: Bench, work: Path, stack: ExitStack) -> Server:
-    """The service with the reference network of every width."""
+    """The service with the reference network at every width."""
     for width in WIDTHS:
         publish_reference(bench.models, model(width), width)
-    server = prepared(OURS, bench.models, work)
-    assert server
+    server = ours(bench.models)
     server.command += ["--default-model", model(WIDTH), "--max-images", str(max(BATCHES))]
     stack.callback(server.stop)
     server.start(work / "log")
@@ -131,7 +131,7 @@ def measure_connections(bench: Bench, server: Server) -> Iterator[Sample]:
 
 
 def measure_batch(bench: Bench, server: Server) -> Iterator[Sample]:
-    """npy of n images to /encode as npy, over four connections."""
+    """n images as npy to /encode, answered as npy, over four connections."""
     for rows in BATCHES:
         body = npy(np.broadcast_to(picture()[:, :, None], (rows, 28, 28, 1)))
         request = Request(f"{server.url}/encode", body, NPY, NPY)
@@ -140,7 +140,7 @@ def measure_batch(bench: Bench, server: Server) -> Iterator[Sample]:
 
 
 def measure_width(bench: Bench, server: Server) -> Iterator[Sample]:
-    """One PNG to /encode over 32 connections, of models from a tenth of the reference's work to ten times."""
+    """One PNG to /encode over 32 connections, for models of a tenth to ten times the reference's work."""
     base = server.request(server.url)
     for width in WIDTHS:
         request = Request(f"{base.url}?model={model(width)}", base.body, base.kind)
@@ -180,7 +180,7 @@ def draw_width(lines: Lines) -> Figure:
 
 
 def compared(lines: Lines, what: str, title: str, labels: dict[int, str] | None = None) -> Figure:
-    """The service below onnxruntime alone; at each point of the service, what share of it that is."""
+    """The service and onnxruntime alone; each point of the service shows its share of the latter."""
     x = sorted(lines[OURS])
     figure, axes = plt.subplots(figsize=(7.4, 3.6), layout="constrained")
     plot(axes, x, [lines[RAW][n].rate for n in x], GREY, RAW, above=True)
@@ -193,7 +193,7 @@ def compared(lines: Lines, what: str, title: str, labels: dict[int, str] | None 
 
 
 def plot(axes: Axes, x: list[int], y: list[float], colour: str, name: str, *, above: bool = False) -> None:
-    """A line that bears its name at its end; `above`: the upper one of two, which may end close together."""
+    """A line with its name at its end; `above` for the upper of two lines that may end close together."""
     axes.loglog(x, y, "o-", color=colour)
     axes.annotate(name, (x[-1], y[-1]), (14, 1 if above else -1), color=colour, weight="bold",
                   textcoords="offset points", va="bottom" if above else "top")  # fmt: skip
@@ -231,10 +231,10 @@ def tell_connections(lines: Lines) -> str:
     least, most = min(served), max(served)
     full = next(n for n in sorted(served) if served[n].rate >= NEARLY * highest(served))
     return (
-        f"Over {full} connections the service first gives {NEARLY:.0%} of its {highest(served):,.0f} "
-        f"images/s: the median is {served[least].p50 * 1e3:.1f} ms over one connection, "
-        f"{served[full].p50 * 1e3:.1f} over {full} and {served[most].p50 * 1e3:.0f} over {most}, the 99th "
-        f"percentile {served[most].p99 * 1e3:.0f}."
+        f"The service reaches {NEARLY:.0%} of its {highest(served):,.0f} images/s with {full} connections. "
+        f"The median latency is {served[least].p50 * 1e3:.1f} ms over one connection, "
+        f"{served[full].p50 * 1e3:.1f} over {full} and {served[most].p50 * 1e3:.0f} over {most}; the 99th "
+        f"percentile over {most} is {served[most].p99 * 1e3:.0f} ms."
     )
 
 
@@ -243,15 +243,15 @@ def tell_batch(lines: Lines) -> str:
     full = first_full({n: figures.rate for n, figures in lines[RAW].items()})
     best = max(x, key=lambda n: share(lines, n))
     return (
-        f"With one image in a request the service reaches {share(lines, x[0]):.2f} of onnxruntime alone, "
-        f"with {best} it reaches {share(lines, best):.2f}; onnxruntime alone first reaches {NEARLY:.0%} of "
-        f"its own highest speed with {full} rows."
+        f"With one image per request the service reaches {share(lines, x[0]):.2f} of onnxruntime alone, "
+        f"with {best} it reaches {share(lines, best):.2f}; onnxruntime alone reaches {NEARLY:.0%} of "
+        f"its highest rate with {full} rows."
     )
 
 
 def tell_width(lines: Lines) -> str:
     parts = [f"{share(lines, n):.2f} with {millions(n):.2g} M" for n in (min(WIDTHS), WIDTH, max(WIDTHS))]
-    return f"The service reaches, of onnxruntime alone, {', '.join(parts)} parameters in the encoder."
+    return f"The service's share of onnxruntime alone is {', '.join(parts)} parameters in the encoder."
 
 
 def row_connections(lines: Lines, n: int) -> tuple[str, ...]:
@@ -272,7 +272,7 @@ def highest(line: dict[int, Figures]) -> float:
 
 
 def first_full(rates: dict[int, float]) -> int:
-    """The smallest x at which nearly the highest rate is reached."""
+    """The smallest x with nearly the highest rate."""
     return min(x for x, rate in rates.items() if rate >= NEARLY * max(rates.values()))
 
 
@@ -297,7 +297,7 @@ Rounds = dict[str, dict[str, dict[int, list[Figures]]]]  # by curve, line and x
 
 
 def show(name: str, rounds: dict[str, dict[int, list[Figures]]], folder: Path, pages: list[Path]) -> None:
-    """The curve's picture into the folder; with its sentence and figures on the terminal and in the pages."""
+    """Write the picture into the folder; print its sentence and table, and write them into the pages."""
     curve = CURVES[name]
     lines = {line: {x: middle(each) for x, each in points.items()} for line, points in rounds.items()}
     matplotlib.use("Agg")
@@ -319,7 +319,7 @@ def show(name: str, rounds: dict[str, dict[int, list[Figures]]], folder: Path, p
 
 
 def read(path: Path | None) -> Rounds:
-    """The rounds that were kept in the file."""
+    """The rounds kept in the file; none if there is no file."""
     if path is None or not path.exists():
         return {}
     return {

@@ -1,24 +1,23 @@
-"""How long /healthz takes while 12-megapixel JPEGs are uploaded: `python -m benchmarks.health`.
+"""Measures the latency of /healthz while large photographs are uploaded: `python -m benchmarks.health`.
 
-A real `vae-serve`, two processes that upload one photograph after the other, and a third that asks for
-/healthz every 5 ms: a load balancer takes a replica out that does not answer such a question in time.
+Two processes upload 12-megapixel photographs to a real `vae-serve` without a pause, and this one requests
+/healthz every 5 ms. A load balancer removes a replica that does not answer in time.
 """
 
 import argparse
 import http.client
 import io
 import multiprocessing
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tests.live import serving
+
 SIZE = (4000, 3000)
-EVERY = 0.005  # seconds between two questions
+EVERY = 0.005  # seconds between two requests
 
 
 def main() -> None:
@@ -29,40 +28,31 @@ def main() -> None:
     parser.add_argument("--format", choices=("jpeg", "progressive", "png", "webp"), default="jpeg")
     options = parser.parse_args()
     body, kind = photograph(options.format)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [Path(sys.executable).with_name("vae-serve"), "--models", options.models, "--port", str(port)]
-    with subprocess.Popen(
-        [*map(str, command), "--no-access-log"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            until_ready(port)
-            quiet = ask(port, min(5, options.seconds))
-            spawn = multiprocessing.get_context("spawn")
-            count = spawn.Value("i", 0)
-            arguments = (port, body, kind, count)
-            uploaders = [
-                spawn.Process(target=upload, args=arguments, daemon=True) for _ in range(options.uploaders)
-            ]
-            for process in uploaders:
-                process.start()
-            while count.value < options.uploaders:
-                time.sleep(0.05)
-            before = count.value
-            busy = ask(port, options.seconds)
-            uploads = count.value - before
-            for process in uploaders:
-                process.terminate()
-        finally:
-            server.terminate()
+    with serving(options.models, "--no-access-log") as url:
+        port = int(url.rpartition(":")[2])
+        idle = ask(port, min(5, options.seconds))
+        spawn = multiprocessing.get_context("spawn")
+        count = spawn.Value("i", 0)
+        uploaders = [
+            spawn.Process(target=upload, args=(port, body, kind, count), daemon=True)
+            for _ in range(options.uploaders)
+        ]
+        for process in uploaders:
+            process.start()
+        while count.value < options.uploaders:
+            time.sleep(0.05)
+        before = count.value
+        busy = ask(port, options.seconds)
+        uploads = count.value - before
+        for process in uploaders:
+            process.terminate()
     print(f"photograph: {options.format}, {SIZE[0]} × {SIZE[1]}, {len(body) / 1e6:.1f} MB")
-    print(f"/healthz, nothing else to do: {told(quiet)}")
-    print(f"/healthz, {uploads / options.seconds:.1f} uploads a second: {told(busy)}")
+    print(f"/healthz, idle: {summary(idle)}")
+    print(f"/healthz, {uploads / options.seconds:.1f} uploads a second: {summary(busy)}")
 
 
 def photograph(kind: str) -> tuple[bytes, str]:
-    """An image file with as much detail as a photograph has, and its media type."""
+    """An image file with as much detail as a photograph, and its media type."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (75, 100, 3), dtype=np.uint8)).resize(SIZE)
     noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-8, 9, (SIZE[1], SIZE[0], 1), dtype=np.int16)
@@ -72,7 +62,7 @@ def photograph(kind: str) -> tuple[bytes, str]:
         case "png":
             image.save(file, "PNG", compress_level=1)
         case "webp":
-            # The service takes half as many pixels of this format.
+            # The service accepts half as many pixels in this format.
             image.resize((SIZE[0] // 2, SIZE[1] // 2)).save(file, "WEBP", quality=90, method=0)
         case _:
             image.save(file, "JPEG", quality=90, progressive=kind == "progressive")
@@ -92,7 +82,7 @@ def upload(port: int, body: bytes, kind: str, count) -> None:  # type: ignore[no
 
 
 def ask(port: int, seconds: float) -> np.ndarray:
-    """Seconds that each /healthz took."""
+    """The latency of each /healthz request, in seconds."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     took = []
     until = time.perf_counter() + seconds
@@ -107,22 +97,9 @@ def ask(port: int, seconds: float) -> np.ndarray:
     return np.array(took)
 
 
-def told(took: np.ndarray) -> str:
+def summary(took: np.ndarray) -> str:
     p50, p99, worst = 1e3 * np.percentile(took, [50, 99, 100])
     return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {worst:.1f} ms of {len(took):,}"
-
-
-def until_ready(port: int) -> None:
-    for _ in range(600):
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit("the service was not ready within 60 s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Keeps a number of connections busy with one request: by wrk where it is installed, else by its own client.
+"""Keeps a number of connections busy with one request, with wrk if it is installed.
 
-`python -m benchmarks.load` is that client in a process of its own, as `measure` starts it: one thread, raw
-sockets, answers read by their Content-Length and not parsed. It takes twice as much CPU as wrk.
+Otherwise `measure` starts its own client as a process, `python -m benchmarks.load`: one thread with raw
+sockets that reads answers by their Content-Length and does not parse them. It uses twice as much CPU as wrk.
 """
 
 import json
@@ -37,13 +37,13 @@ end
 
 
 class LoadError(RuntimeError):
-    """The server could not be asked at all: it refuses connections, or has closed one."""
+    """The server refused or closed a connection."""
 
 
 @dataclass(frozen=True)
 class Request:
     url: str
-    body: bytes = b""  # none: a GET
+    body: bytes = b""  # empty for a GET
     kind: str = "image/png"  # the body's media type
     accept: str = "application/json"
     more: tuple[tuple[str, str], ...] = ()  # headers
@@ -57,7 +57,7 @@ class Request:
         return "POST" if self.body else "GET"
 
     def raw(self) -> bytes:
-        """As HTTP/1.1 on the wire."""
+        """The bytes of the request in HTTP/1.1."""
         url = urlsplit(self.url)
         target = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
         headers = {"Host": url.netloc, "Content-Length": str(len(self.body))} | self.headers
@@ -67,11 +67,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What came back: `p50` and `p99` are seconds from request to answer, `cpu` the client's own seconds."""
+    """The result of `measure`: latencies `p50` and `p99` in seconds, and the client's own CPU seconds."""
 
     answers: int
     seconds: float
-    bad: int  # answers other than 2xx, and connections that broke
+    bad: int  # answers other than 2xx, and broken connections
     p50: float
     p99: float
     cpu: float
@@ -82,14 +82,15 @@ class Load:
 
 
 def measure(request: Request, *, connections: int, seconds: float) -> Load:
-    """`connections` requests in flight for so many seconds; each next one as soon as the last is answered."""
+    """Keep one request in flight on each connection for `seconds`."""
     with tempfile.TemporaryDirectory() as work:
         body, script = Path(work, "body"), Path(work, "load.lua")
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         if shutil.which("wrk"):
             body.write_bytes(request.body)
             script.write_text(LUA)
-            command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(script), request.url]
+            duration = f"-d{max(1, round(seconds))}s"  # wrk takes whole seconds
+            command = ["wrk", "-t1", f"-c{connections}", duration, "-s", str(script), request.url]
             lines = "".join(f"{name}: {value}\n" for name, value in request.headers.items())
             environment = {"BODY": str(body), "METHOD": request.method, "HEADERS": lines}
         else:
@@ -121,36 +122,36 @@ def main() -> None:
     bad = 0
     exchanges = [key.data for key in selector.get_map().values()]
     for exchange in exchanges:
-        exchange.ask()
+        exchange.send()
     while time.perf_counter() < until:
         for key, _ in selector.select(1):
-            status = key.data.hear()
+            status = key.data.receive()
             if status is not None:
-                took.append(time.perf_counter() - key.data.asked)
+                took.append(time.perf_counter() - key.data.sent)
                 bad += not 200 <= status < 300
                 if not status:
                     raise SystemExit("the server closed a connection")
-                key.data.ask()
+                key.data.send()
     p50, p99 = np.percentile(took or [0], [50, 99])
     result = {"answers": len(took), "seconds": time.perf_counter() - began, "bad": bad}
     print(json.dumps(result | {"p50": p50, "p99": p99}), file=sys.stderr)
 
 
 class _Exchange:
-    """One connection: asks, and hears until the answer is whole."""
+    """One connection with one request in flight."""
 
     def __init__(self, connection: socket.socket, request: bytes) -> None:
         self.connection = connection
         self.request = request
-        self.asked = 0.0
+        self.sent = 0.0
         self._answer = bytearray()
 
-    def ask(self) -> None:
-        self.asked = time.perf_counter()
+    def send(self) -> None:
+        self.sent = time.perf_counter()
         self.connection.sendall(self.request)
 
-    def hear(self) -> int | None:
-        """The status of an answer that is whole, 0 when the server closed, None while more is to come."""
+    def receive(self) -> int | None:
+        """The status of a complete answer; 0 if the server closed; None while the answer is incomplete."""
         data = self.connection.recv(1 << 20)
         if not data:
             return 0

@@ -1,7 +1,4 @@
-"""What a fair measurement needs of the machine: who used the CPU, and that only one server runs at a time.
-
-Reads /proc, so Linux only.
-"""
+"""Reads the CPU time of the machine and of processes, and signals processes. Linux only: it reads /proc."""
 
 import contextlib
 import os
@@ -10,16 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-TICKS = os.sysconf("SC_CLK_TCK")  # of all counters in /proc, a second
+TICKS = os.sysconf("SC_CLK_TCK")  # ticks a second, the unit of the counters in /proc
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """CPU seconds since the machine was started, of all CPUs together."""
+    """CPU seconds since the boot, summed over all CPUs."""
 
     busy: float
     idle: float
-    stolen: float  # the host gave it to somebody else
+    stolen: float  # the host gave them to other machines
 
     def __sub__(self, other: "Cpu") -> "Cpu":
         return Cpu(self.busy - other.busy, self.idle - other.idle, self.stolen - other.stolen)
@@ -30,7 +27,7 @@ class Cpu:
 
 
 def cpu() -> Cpu:
-    """The first line of /proc/stat; guests' time is in `user` already."""
+    """The first line of /proc/stat. `user` already includes the time of guests."""
     user, nice, system, idle, iowait, irq, softirq, steal, *_ = (
         int(value) / TICKS for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     )
@@ -38,7 +35,7 @@ def cpu() -> Cpu:
 
 
 def tree(root: int) -> list[int]:
-    """The process and all that descend from it, itself first."""
+    """The process and all its descendants, itself first."""
     children: dict[int, list[int]] = {}
     for pid, fields in _stats():
         children.setdefault(int(fields[1]), []).append(pid)
@@ -49,7 +46,7 @@ def tree(root: int) -> list[int]:
 
 
 def used(pids: Iterable[int]) -> float:
-    """CPU seconds of these processes, those that ended and were waited for included."""
+    """CPU seconds of these processes and of their children that have been waited for."""
     wanted = set(pids)
     return sum(
         sum(int(value) for value in fields[11:15]) / TICKS for pid, fields in _stats() if pid in wanted
@@ -57,14 +54,14 @@ def used(pids: Iterable[int]) -> float:
 
 
 def send(number: signal.Signals, pids: Iterable[int]) -> None:
-    """The signal to each process that is still there."""
+    """Send the signal to each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:
-    """(pid, the fields of /proc/<pid>/stat after the name, which may have blanks in it)."""
+    """Pairs of a pid and the fields of /proc/<pid>/stat after the name, which may contain blanks."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:

@@ -1,14 +1,13 @@
-"""Resident memory of each worker under mixed load: does it stay below 250 MB, and flat?
+"""Measures the resident memory of each worker under mixed load. It should stay flat and below 250 MB.
 
     python -m benchmarks.memory --seconds 600 --workers 2
 
-All routes and formats, with batches of every size, from several threads; one line every ten seconds, in MB,
-and the workers' peaks at the end. Linux: sizes are read from /proc.
+Several threads call all routes with batches of every size. Prints one line every ten seconds, in MB, and the
+peak of each worker at the end. Linux only: sizes are read from /proc.
 """
 
 import argparse
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from service.core.metrics import resident_bytes
 from tests.live import running
+from tests.service.server.processes import workers
 from vaeserve.client import Client
 
 CALLERS = 4
@@ -40,7 +40,9 @@ def main() -> None:
         try:
             while (passed := time.monotonic() - started) < options.seconds:
                 time.sleep(EVERY)
-                now = {pid: (resident_bytes(pid) or 0) / 1e6 for pid in workers(process)}
+                now = {
+                    pid: (resident_bytes(pid) or 0) / 1e6 for pid in sorted(workers(process)) or [process.pid]
+                }
                 for pid, size in now.items():
                     sizes.setdefault(pid, []).append(size)
                 print(
@@ -56,18 +58,10 @@ def main() -> None:
         assert process.wait(60) == 0
     requests = [line for line in answers.splitlines() if line.startswith("vae_requests_total")]
     print(f"{sum(float(line.split()[-1]) for line in requests):,.0f} requests")
-    for pid, all_of_it in sizes.items():
-        third = len(all_of_it) // 3 or 1
-        first, last = np.median(all_of_it[third : 2 * third] or all_of_it), np.median(all_of_it[-third:])
-        print(f"worker {pid}: peak {max(all_of_it):.1f} MB, middle third {first:.1f}, last third {last:.1f}")
-
-
-def workers(process: subprocess.Popen[bytes]) -> list[int]:
-    """The service itself, or with several workers the children of the process that forks them."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = dict(map(int, line.split()) for line in listed.splitlines())
-    children = [pid for pid, parent in parents.items() if parent == process.pid]
-    return sorted(pid for pid, parent in parents.items() if parent in children) or [process.pid]
+    for pid, measured in sizes.items():
+        third = len(measured) // 3 or 1
+        first, last = np.median(measured[third : 2 * third] or measured), np.median(measured[-third:])
+        print(f"worker {pid}: peak {max(measured):.1f} MB, middle third {first:.1f}, last third {last:.1f}")
 
 
 def call(url: str, seed: int, over: threading.Event) -> None:

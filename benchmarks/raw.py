@@ -1,4 +1,4 @@
-"""onnxruntime alone, called in a loop: what the hardware can do, and so the measure of all servers.
+"""Runs onnxruntime alone in a loop: the rate that all servers are compared with.
 
 `python -m benchmarks.raw GRAPH BATCH THREADS SECONDS` prints images a second and the median seconds of a run.
 """
@@ -24,7 +24,8 @@ def main() -> None:
     session = ort.InferenceSession(Path(graph).read_bytes(), options, providers=["CPUExecutionProvider"])
     node, output = session.get_inputs()[0], session.get_outputs()[0].name
     rows = {node.name: ROWS[node.type]((int(batch), *node.shape[1:]))}
-    outputs = None if node.name == "image" else [output]  # a decoder's second output is the same in floats
+    # A decoder's second output is the same image in floats.
+    outputs = None if node.name == "image" else [output]
     for _ in range(5):
         session.run(outputs, rows)
     print("ready", flush=True)

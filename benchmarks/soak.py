@@ -1,9 +1,9 @@
-"""Twice the load that may be admitted, for minutes, every answer compared: `python -m benchmarks.soak`.
+"""Runs twice the admitted load for minutes and compares every answer: `python -m benchmarks.soak`.
 
-A real `vae-serve` and clients that never pause: together they always have twice as many rows in hand as may
-be pending. Requests are of every route and of many formats; what each must answer is computed beforehand on
-the same bundle. The exit status is 1 unless every request was answered 200 or 429, every answer was right,
-the p99 of those admitted is within the deadline, and memory stayed flat.
+The clients of a real `vae-serve` always have twice as many rows in flight as the queue admits. The requests
+cover every route and many formats; the expected answers are computed beforehand on the same bundle. The exit
+status is 0 if every request was answered with 200 or 429, every answer was right, the p99 of the admitted
+requests is within the deadline, and memory stayed flat.
 """
 
 import argparse
@@ -12,13 +12,9 @@ import base64
 import io
 import json
 import random
-import socket
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,19 +23,22 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.contenders import npy
+from service.core.metrics import resident_bytes
+from tests.live import running
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.images import encode_image, read_image
 from vaeserve.bundle.repository import Repository
 
 JSON, NPY, NPZ, PNG = "application/json", "application/x-npy", "application/x-npz", "image/png"
-QUEUE_ROWS = 64  # few, so that a few clients are twice the load
-PAUSE = 0.05  # seconds after a 429: Retry-After would end the overload
-TOLERANCE = {"mean": 1e-3, "images": 1}  # batches of other sizes round otherwise
+QUEUE_ROWS = 64  # small, so that a few clients are twice the load
+PAUSE = 0.05  # seconds after a 429; waiting for Retry-After would end the overload
+TOLERANCE = {"mean": 1e-3, "images": 1}  # rounding differs with the batch size
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request, and the array that must come back: latents, or uint8 images."""
+    """A request and the expected array, which is latents or uint8 images."""
 
     name: str
     rows: int
@@ -58,7 +57,7 @@ class Case:
         return {"headers": headers, "content": self.content}
 
     def wrong(self, body: bytes) -> str | None:
-        """What is wrong with an answer, if anything is."""
+        """What is wrong with the answer; None if it is right."""
         found = _array(body, self.accept, self.main, self.expected.shape)
         if found.shape != self.expected.shape:
             return f"{self.name}: {found.shape} instead of {self.expected.shape}"
@@ -68,7 +67,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """What happened; `seconds` are of the requests that were admitted, as the clients saw them."""
+    """What happened. `seconds` are the latencies of the admitted requests, measured by the clients."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     checked: Counter[str] = field(default_factory=Counter)
@@ -80,7 +79,7 @@ class Tally:
 
 
 def cases(engine: Engine, seed: int = 0) -> list[Case]:
-    """Requests of every route in many formats and sizes."""
+    """Requests to every route in many formats and sizes."""
     rng = np.random.default_rng(seed)
     spec, latent = engine.manifest.image, engine.manifest.latent.shape
     found: list[Case] = []
@@ -100,7 +99,7 @@ def cases(engine: Engine, seed: int = 0) -> list[Case]:
         pngs = tuple(encode_image(image) for image in images)
         as_json = json.dumps({"images": [base64.b64encode(png).decode() for png in pngs]}).encode()
         bodies: list[dict[str, Any]] = [
-            {"content": _npy(images), "content_type": NPY},
+            {"content": npy(images), "content_type": NPY},
             {"content": as_json},
             _form(pngs),
         ]
@@ -112,7 +111,7 @@ def cases(engine: Engine, seed: int = 0) -> list[Case]:
             add("/reconstruct", rows, accept if rows > 1 else PNG, again, **body)
         latents = rng.standard_normal((rows, *latent)).astype(np.float32)
         decoded = engine.decode(latents)
-        add("/decode", rows, accept, decoded, content=_npy(latents), content_type=NPY)
+        add("/decode", rows, accept, decoded, content=npy(latents), content_type=NPY)
         add("/decode", rows, accept, decoded, content=json.dumps({"latents": latents.tolist()}).encode())
         assert engine.prior is not None
         drawn = engine.decode(engine.prior.sample(seed=rows, rows=range(rows), temperature=1.0))
@@ -122,7 +121,7 @@ def cases(engine: Engine, seed: int = 0) -> list[Case]:
 
 
 async def soak(url: str, pid: int, requests: list[Case], seconds: float, rows: int) -> Tally:
-    """Clients with `rows` rows in hand between them, until the time is over."""
+    """Run clients that together have `rows` rows in flight, for `seconds`."""
     tally = Tally()
     until = time.monotonic() + seconds
     number = max(1, round(rows / (sum(case.rows for case in requests) / len(requests))))
@@ -152,7 +151,7 @@ async def soak(url: str, pid: int, requests: list[Case], seconds: float, rows: i
 
         async def watch() -> None:
             while time.monotonic() < until:
-                tally.resident.append(_resident(pid))
+                tally.resident.append(resident_bytes(pid) or 0)
                 await asyncio.sleep(1)
 
         await asyncio.gather(watch(), *(ask(random.Random(index)) for index in range(number)))
@@ -160,9 +159,9 @@ async def soak(url: str, pid: int, requests: list[Case], seconds: float, rows: i
 
 
 def verdict(tally: Tally, seconds: float, timeout: float) -> list[tuple[bool, str]]:
-    """What is claimed, whether it holds, and the figures of it."""
+    """The claims: whether each holds, and its figures."""
     p50, p99 = np.percentile(tally.seconds or [np.inf], (50, 99))
-    # The first fifth is the warming up: pools, arenas and caches fill once.
+    # The first fifth is the warm-up, in which pools, arenas and caches fill.
     fifth = max(1, len(tally.resident) // 5)
     early, late = (
         np.median(part) / 1e6 for part in (tally.resident[fifth : 2 * fifth], tally.resident[-fifth:])
@@ -180,37 +179,19 @@ def verdict(tally: Tally, seconds: float, timeout: float) -> list[tuple[bool, st
         (not tally.wrong, f"{len(tally.wrong)} wrong answers {tally.wrong[:3]}"),
         (
             bool(p99 <= timeout),
-            f"admitted in p50 {p50:.3f} s, p99 {p99:.3f} s; the deadline is {timeout:g} s",
+            f"admitted requests: p50 {p50:.3f} s, p99 {p99:.3f} s; the deadline is {timeout:g} s",
         ),
         (bool(late - early < max(20, 0.1 * early)), f"memory {early:.0f} MB early, {late:.0f} MB at the end"),
     ]
 
 
-@contextmanager
-def serving(models: Path, timeout: float) -> Iterator[tuple[str, int]]:
-    """A `vae-serve` of its own, ended well: its URL and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = {"--models": models, "--port": port, "--queue-rows": QUEUE_ROWS, "--timeout": timeout}
-    # One worker: the limits are of each, and so is the memory.
-    command = [Path(sys.executable).with_name("vae-serve"), "--no-access-log", "--workers", "1"]
-    command += [part for flag in flags.items() for part in flag]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _until_ready(url, process)
-            yield url, process.pid
-        finally:
-            process.terminate()
-    if process.returncode:
-        raise SystemExit(f"vae-serve ended with {process.returncode}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--models", type=Path, default=Path("models"), help="a repository; its mnist, or first model"
+        "--models",
+        type=Path,
+        default=Path("models"),
+        help="a repository, of which mnist or the first model is used",
     )
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--timeout", type=float, default=10, help="the deadline, in seconds")
@@ -220,10 +201,15 @@ def main() -> None:
     engines = repository.engines
     (engine,) = (engines.get("mnist") or next(iter(engines.values()))).values()
     requests = cases(engine)
-    with serving(options.models, options.timeout) as (url, pid):
-        tally = asyncio.run(soak(url, pid, requests, options.seconds, 2 * QUEUE_ROWS))
+    flags = ["--queue-rows", str(QUEUE_ROWS), "--timeout", str(options.timeout), "--no-access-log"]
+    # One worker, because the limits and the memory are per worker.
+    with running(options.models, *flags, "--workers", "1") as (process, url):
+        tally = asyncio.run(soak(url, process.pid, requests, options.seconds, 2 * QUEUE_ROWS))
+        process.terminate()
+        if process.wait(60):
+            raise SystemExit(f"vae-serve exited with {process.returncode}")
     claims = verdict(tally, options.seconds, options.timeout)
-    print(f"{options.seconds:g} s of {len(requests)} kinds of requests to {engine.manifest.reference}")
+    print(f"{options.seconds:g} s of {len(requests)} kinds of request to {engine.manifest.reference}")
     for holds, text in claims:
         print(f"{'ok ' if holds else 'BAD'} {text}")
     sys.exit(not all(holds for holds, _ in claims))
@@ -249,32 +235,10 @@ def _image(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _form(files: tuple[bytes, ...]) -> dict[str, Any]:
-    """Made once: httpx would send a form in hundreds of pieces, and be slower than the service."""
+    """A form, encoded once: httpx would send it in hundreds of pieces and be slower than the service."""
     fields = [("images", (f"{index}.png", data, PNG)) for index, data in enumerate(files)]
     request = httpx.Request("POST", "http://form", files=fields)
     return {"content": request.read(), "content_type": request.headers["Content-Type"]}
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
-
-
-def _until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit("vae-serve does not become ready")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Pins what the images install: one lock with hashes for each, made from pyproject.toml. Run by `make lock`.
+"""Makes the locks of the images from pyproject.toml, with hashes: `make lock`.
 
-A lock holds for Linux on x86_64 and aarch64 and for every Python that we support; uv proves that before the
-lock is written. It names no package index: whoever builds an image may have their own.
+A lock is valid for Linux on x86_64 and aarch64 and for every supported Python; uv verifies that before the
+lock is written. It names no package index, because the builder of an image may use another one.
 """
 
 import re
@@ -17,7 +17,7 @@ HEADER = "# Made from pyproject.toml by `make lock`; do not edit.\n"
 UV = [str(Path(sysconfig.get_path("scripts")) / "uv"), "--quiet", "--no-config"]
 PYTHONS = ("3.11", "3.12", "3.13")
 X86, ARM = "x86_64-manylinux_2_28", "aarch64-manylinux_2_28"
-# The GPU build has another name, comes out later than the CPU build, and is made for x86_64 alone.
+# The GPU build has its own name, is released later than the CPU build, and exists for x86_64 only.
 GPU_RUNTIME = "onnxruntime-gpu[cuda,cudnn]>=1.31"
 
 
@@ -40,15 +40,15 @@ def write(lock: Path, requirements: list[str], platforms: tuple[str, ...]) -> No
     new.write_text(HEADER + compiled, encoding="utf-8")
     for platform in platforms:
         for python in PYTHONS:
-            prove(new, platform, python)
+            verify(new, platform, python)
     new.replace(lock)
     print(
-        f"{lock.name}: {compiled.count('==')} pins, good for {', '.join(PYTHONS)} on {', '.join(platforms)}"
+        f"{lock.name}: {compiled.count('==')} pins, valid for {', '.join(PYTHONS)} on {', '.join(platforms)}"
     )
 
 
-def prove(lock: Path, platform: str, python: str) -> None:
-    """Every pin has a wheel for this platform and Python, or uv says which has not."""
+def verify(lock: Path, platform: str, python: str) -> None:
+    """Exit with uv's message if a pin has no wheel for this platform and Python."""
     with tempfile.TemporaryDirectory() as nowhere:
         uv(
             *("pip", "install", "--dry-run", "--target", nowhere, "--require-hashes"),

@@ -1,4 +1,4 @@
-"""The command `vae-serve`: serves models over HTTP, or checks that they could be served."""
+"""The command `vae-serve`: serves models over HTTP, or checks that they can be served."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from service.server.workers import serve_with_workers
 from service.settings import Settings, WrongSettings
 
 ABOUT = "Serve the models of a repository: /encode, /decode, /reconstruct and /sample over HTTP."
-CHECK = "`vae-serve check PATH` says whether the bundle or the repository at PATH could be served."
+CHECK = "`vae-serve check PATH` verifies the bundle or the repository at PATH."
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def settings_from(arguments: list[str]) -> Settings:
-    """The settings from flags and environment; says what is wrong with them and exits otherwise."""
+    """The settings from flags and environment. Exits with status 2 and a message when they are invalid."""
     parser = argparse.ArgumentParser("vae-serve", description=ABOUT, epilog=CHECK)
     parser.add_argument("--version", action="version", version=f"vaeserve {version('vaeserve')}")
     source: CliSettingsSource[Settings] = CliSettingsSource(Settings, root_parser=parser)
@@ -39,7 +39,7 @@ def settings_from(arguments: list[str]) -> Settings:
 
 
 def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
+    """Serve until a signal; returns the exit status."""
     try:
         settings.check()
         listener = listen(settings.host, settings.port)
@@ -48,19 +48,19 @@ def serve(settings: Settings) -> int:
     except OSError as error:
         return _fail(
             f"cannot listen on {settings.host}:{settings.port} ({os.strerror(error.errno or 0)}); "
-            "stop what is there, or choose another --port"
+            "stop the program that uses it, or choose another --port"
         )
     url = _url(settings, listener.getsockname()[1])
     if settings.processes() > 1:
         return serve_with_workers(settings, listener, url)
-    from service.server.server import serve_alone  # a supervisor needs none of what this brings
+    from service.server.server import serve_alone  # a supervisor does not need these imports
 
     serve_alone(settings, listener, url)
     return 0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens already: a port in use is known before the models are loaded."""
+    """A listening socket, opened before the models are loaded so that a port in use fails at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
 
@@ -68,7 +68,7 @@ def listen(host: str, port: int) -> socket.socket:
 def _url(settings: Settings, port: int) -> str:
     host = settings.host
     if host in ("0.0.0.0", "::"):
-        host = "localhost"  # listening everywhere is no address to go to
+        host = "localhost"  # a wildcard is not an address to connect to
     scheme = "https" if settings.tls_cert else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -79,7 +79,7 @@ def _fail(reason: str) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """One line for each bundle; the exit status is 1 when one could not be served, or when there is none."""
+    """Print one line for each bundle; returns 1 if a bundle cannot be served or there is none, else 0."""
     parser = argparse.ArgumentParser(
         "vae-serve check", description="Verify digests, graphs and golden vectors."
     )
@@ -93,7 +93,7 @@ def check(arguments: list[str]) -> int:
     except BundleError as error:
         return _fail(str(error))
     if not candidates:
-        return _fail(f"{path} holds no bundle; a repository has <name>/<version>/manifest.json in it")
+        return _fail(f"{path} contains no bundle; a repository has <name>/<version>/manifest.json")
     bad = 0
     for bundle in candidates:
         try:

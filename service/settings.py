@@ -1,4 +1,4 @@
-"""Everything that can be set about the service: one class is the environment, the flags and the help."""
+"""The settings of the service: one class defines the flags, the environment variables and the help."""
 
 import os
 import ssl
@@ -13,13 +13,11 @@ from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfi
 from vaeserve.bundle.cpus import usable_cpus
 
 MIB = 1 << 20
-# Of workers that nobody asked for: each holds 100 MB and more.
-MOST_WORKERS = 8
-# What is in flight when the service is stopped takes milliseconds; this is for the slowest uploads.
+# The default number of workers stops here: each takes 100 MB or more.
+MAX_WORKERS = 8
+# Seconds to finish requests in flight at shutdown. Most take milliseconds; the slowest uploads need this.
 GRACE = 30
-
-
-# OpenTelemetry's own variables, of which one has to say where to.
+# OpenTelemetry's own variables. One of them must give the URL of a collector.
 COLLECTORS = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -28,21 +26,21 @@ COLLECTORS = (
 
 
 class WrongSettings(ValueError):
-    """Settings that cannot be followed; the message is one sentence that says what to do."""
+    """Settings that cannot work. The message is one sentence and says what to do."""
 
 
 def _split(value: Any) -> Any:
-    """`a, b` and `a b` are lists of two."""
+    """Split `a, b` or `a b` into two values."""
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
-    """Read once at start and never changed. Nothing else in the service reads the environment."""
+    """Read once at the start and frozen. Nothing else in the service reads the environment."""
 
     model_config = SettingsConfigDict(
         frozen=True,
         env_prefix="VAESERVE_",
-        env_ignore_empty=True,  # compose files hand over unset variables as empty ones
+        env_ignore_empty=True,  # compose files pass unset variables as empty strings
         cli_kebab_case=True,
         cli_show_env_vars=True,
         cli_implicit_flags=True,
@@ -52,160 +50,177 @@ class Settings(BaseSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on: this machine alone by default, 0.0.0.0 for all of its networks",
+        description="address to listen on; the default is reachable from this machine only, 0.0.0.0 from "
+        "all networks",
     )
-    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
-    models: Path = Field(Path("models"), description="folder of the model repository, or of one bundle")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one")
+    models: Path = Field(Path("models"), description="folder of a model repository or of one bundle")
     default_model: str | None = Field(
         None,
-        description="model for requests that name none; unset: mnist if loaded, else the only one loaded",
+        description="model for requests that name none; default: mnist if it is loaded, else the only "
+        "model loaded",
     )
     workers: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="processes that serve, each with its own copy of the models; unset: one for each CPU "
-        f"that may really be used (by affinity and container quota), at most {MOST_WORKERS}",
+        description="processes that serve, each with its own copy of the models; default: one per usable CPU "
+        f"(by affinity and container quota), at most {MAX_WORKERS}",
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="onnxruntime threads of a process; unset: the CPUs that may really be used over the "
-        "workers, less one for requests",
+        description="onnxruntime threads per process; default: usable CPUs divided by workers, minus one for "
+        "handling requests, at least 1",
     )
     provider: Literal["cpu", "cuda"] = Field(
         "cpu",
-        description="what computes; cuda needs onnxruntime-gpu in place of onnxruntime, and never falls back",
+        description="execution provider; cuda needs onnxruntime-gpu instead of onnxruntime and never "
+        "falls back to the CPU",
     )
     max_body: ByteSize = Field(
         ByteSize(32 * MIB),
         ge=1024,
-        description="bytes of a request body, as in 64MiB; bounds the memory that one request can take",
+        description="largest request body, for example 64MiB; bounds the memory of one request",
     )
-    max_images: int = Field(
-        256, ge=1, description="images or latents in one request; more is a matter of several requests"
-    )
+    max_images: int = Field(256, ge=1, description="most images or latents in one request")
     max_samples: int = Field(
         256,
         ge=1,
-        description="images of one /sample; it costs the model as many images, for a request of no size",
+        description="most images from one /sample request, which is small but costs as much as decoding "
+        "that many latents",
     )
     max_pixels: int = Field(
         16 * MIB,
         ge=1,
-        description="pixels of an image file, known from its header before decoding: a small file can "
-        "unpack to gigabytes. WebP may have half as many, all files of one request four times as many",
+        description="most pixels in an image file, read from its header, because a small file can unpack to "
+        "gigabytes; half as many for WebP, four times as many for all files of a request",
     )
     max_batch: int = Field(
         64,
         ge=1,
         le=65536,
-        description="rows in one run of the model; more gain little speed and make the next ones wait",
+        description="most rows in one run of a graph; more rows add little speed, and later requests "
+        "wait longer",
     )
     queue_rows: int = Field(
         1024,
         ge=1,
-        description="images or latents that may be pending in a process; above that, or above what it does "
-        "in half of --timeout at its measured speed, it answers 429 with Retry-After",
+        description="most images or latents pending in a process; above that, or above what it can "
+        "compute in "
+        "half of --timeout at its measured speed, it answers 429 with Retry-After",
     )
     queue_bytes: ByteSize = Field(
         ByteSize(128 * MIB),
         ge=1024,
-        description="bytes of request bodies that may be pending in a process; above that it answers 429",
+        description="most bytes of request bodies pending in a process; above that it answers 429",
     )
     timeout: float = Field(
         30,
         gt=0,
         le=86400,
-        description="seconds for the answer to a request that has arrived; then it is cancelled with 504",
+        description="seconds to answer a request after it has arrived; then it is cancelled and answered "
+        "with 504",
     )
     read_timeout: float = Field(
         5,
         gt=0,
         le=86400,
-        description="seconds for a client to send its request, and one more for each 16 KiB of it; then 408",
+        description="seconds for a client to send its request, plus one for each 16 KiB; then it is "
+        "answered with 408",
     )
     drain_seconds: float = Field(
         2.0,
         ge=0,
         le=600,
-        description="after SIGTERM, how long requests are still accepted while /readyz says 503: longer than "
-        "the load balancer takes to notice. Ctrl-C does not wait",
+        description="seconds after SIGTERM in which requests are still accepted while /readyz answers "
+        "503; set "
+        "it longer than the load balancer needs to notice; Ctrl-C does not wait",
     )
     api_keys: CliSuppress[SecretStr | None] = Field(
         None,
-        description="API keys, with commas: requests must then bring one, as `Authorization: Bearer <key>`. "
-        "No flag: other users of the machine would see it",
+        description="API keys, separated by commas; requests must then send one as `Authorization: "
+        "Bearer <key>`; "
+        "there is no flag, because other users of the machine could read it",
     )
     api_keys_file: Path | None = Field(
-        None, description="file of API keys, one a line, as secrets are mounted; besides VAESERVE_API_KEYS"
+        None,
+        description="file with one API key per line, such as a mounted secret; adds to VAESERVE_API_KEYS",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
-        description="origins whose pages may call the service from a browser, as in https://example.org, "
-        "with commas; * for all",
+        description="origins whose pages may call the service from a browser, separated by commas, for "
+        "example "
+        "https://example.org; * allows all",
     )
-    tls_cert: Path | None = Field(None, description="file of the certificate chain (PEM): serve https")
-    tls_key: Path | None = Field(None, description="file of its private key (PEM); unset: in --tls-cert too")
+    tls_cert: Path | None = Field(None, description="file with the certificate chain (PEM); serves https")
+    tls_key: Path | None = Field(
+        None, description="file with the private key (PEM); default: read from --tls-cert"
+    )
     stuck_after: float = Field(
         60,
         gt=0,
-        description="seconds that one batch may take before /healthz and /readyz answer 503, so that "
-        "whatever watches over this process starts it anew; or that the event loop may hang before the "
-        "process ends with status 4",
+        description="seconds that one batch may take before /healthz and /readyz answer 503, so that a "
+        "supervisor restarts the process; also the seconds that the event loop may hang before the process "
+        "exits with status 4",
     )
     poll: float = Field(
         5,
         ge=0,
         le=86400,
-        description="seconds between two looks for new versions in --models, which are checked, and then "
-        "take the place of the old ones without a pause; 0: none",
+        description="seconds between checks for new versions in --models; a new version is verified and then "
+        "replaces the old one without downtime; 0 disables the checks",
     )
     versions: str = Field(
         "latest:1",
         pattern=r"^(all|latest:[1-9][0-9]{0,3})$",
-        description="which versions of a model are kept loaded: latest:N (the newest N that are good) or all",
+        description="versions of each model to keep loaded: latest:N (the newest N valid ones) or all",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level that is logged"
+    )
     log_format: Literal["text", "json"] = Field(
-        "text", description="lines for people, or an object a line for whatever collects logs"
+        "text", description="text for people, or json with one object per line for log collectors"
     )
     otel: bool = Field(
         False,
-        description="send traces and request metrics to a collector, as OTEL_EXPORTER_OTLP_ENDPOINT and "
-        "OpenTelemetry's other variables say; needs `pip install 'vaeserve[otel]'`",
+        description="send traces and request metrics to the collector at OTEL_EXPORTER_OTLP_ENDPOINT (and "
+        "OpenTelemetry's other variables); needs `pip install 'vaeserve[otel]'`",
     )
     access_log: bool = Field(
-        False,  # a line takes a tenth of the time that a small model's request does; /metrics counts all
-        description="one line for each request: method, path, status, milliseconds and id, never contents",
+        False,  # a line takes a tenth of the time of a small model's request; /metrics counts them all
+        description="log one line per request: method, path, status, milliseconds and id, never contents",
     )
 
     def keys(self) -> tuple[str, ...]:
-        """All API keys; none: the service is open. WrongSettings when keys are promised and not there."""
+        """All API keys; with none the service is open. WrongSettings if a source of keys has none."""
         keys = _split(self.api_keys.get_secret_value()) if self.api_keys else []
         if self.api_keys and not keys:
-            raise WrongSettings("VAESERVE_API_KEYS holds no key; unset it, or put one in")
+            raise WrongSettings("VAESERVE_API_KEYS holds no key; unset it, or set at least one key")
         if self.api_keys_file:
             try:
                 lines = [line.strip() for line in self.api_keys_file.read_text(encoding="utf-8").splitlines()]
             except (OSError, UnicodeError) as error:
-                raise WrongSettings(f"the API keys in {self.api_keys_file} cannot be read: {error}") from None
+                raise WrongSettings(
+                    f"cannot read the API keys in {self.api_keys_file} ({error}); check the file and its "
+                    "permissions"
+                ) from None
             found = [line for line in lines if line and not line.startswith("#")]
             if not found:
-                raise WrongSettings(f"{self.api_keys_file} holds no API key; put one a line into it")
+                raise WrongSettings(f"{self.api_keys_file} holds no API key; write one key per line")
             keys += found
         return tuple(keys)
 
     def check(self) -> None:
-        """WrongSettings for what would fail later, and in every worker."""
+        """Raise WrongSettings now for what would otherwise fail later in every worker."""
         self.keys()
         if self.otel and find_spec("opentelemetry.exporter") is None:
-            raise WrongSettings("--otel needs OpenTelemetry's exporter: pip install 'vaeserve[otel]'")
+            raise WrongSettings("--otel needs OpenTelemetry's exporter; run pip install 'vaeserve[otel]'")
         if self.otel and not any(name in os.environ for name in COLLECTORS):
             raise WrongSettings(f"--otel needs {COLLECTORS[0]}, the URL of a collector")
         if self.tls_key and not self.tls_cert:
-            raise WrongSettings("--tls-key is of no use without --tls-cert")
+            raise WrongSettings("--tls-key needs --tls-cert; set both")
         if self.tls_cert:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
@@ -213,20 +228,25 @@ class Settings(BaseSettings):
                 )
             except (OSError, ssl.SSLError) as error:
                 files = f"{self.tls_cert}{f' and {self.tls_key}' if self.tls_key else ''}"
-                raise WrongSettings(f"{files} cannot be used for TLS: {error}") from None
+                raise WrongSettings(
+                    f"cannot use {files} for TLS ({error}); check that the certificate and the key match"
+                ) from None
 
     def processes(self) -> int:
-        """How many workers there are. Python computes on one CPU at a time, and what surrounds a small model
-        takes as long as the model: a second process is worth more than a second thread."""
+        """The number of workers.
+
+        Python runs on one CPU at a time, and handling a request takes as long as running a small model: a
+        second process gains more than a second thread.
+        """
         if self.workers:
             return self.workers
         alone = self.provider == "cuda" or sys.platform == "win32"  # one GPU; no socket to share
-        return 1 if alone else min(usable_cpus(), MOST_WORKERS)
+        return 1 if alone else min(usable_cpus(), MAX_WORKERS)
 
     def model_threads(self) -> int:
-        """Intra-op threads of each process, with one CPU left for the event loop and the codecs."""
+        """Intra-op threads of each process, leaving one CPU for the event loop and the codecs."""
         return self.threads or max(1, usable_cpus() // self.processes() - 1)
 
     def kept_versions(self) -> int | None:
-        """How many versions of a model are kept loaded; None: all."""
+        """The number of versions of a model to keep loaded; None means all."""
         return None if self.versions == "all" else int(self.versions.removeprefix("latest:"))

@@ -1,4 +1,4 @@
-"""The parts of the serving benchmark that a wrong figure could come from."""
+"""The parts of the serving benchmarks that could make a figure wrong."""
 
 import os
 import shutil
@@ -7,8 +7,11 @@ import time
 import pytest
 
 from benchmarks import curves, load, machine
+from benchmarks.bench import Bench, Figures
+from benchmarks.contenders import form, ours, picture, png
 from benchmarks.load import Request
-from benchmarks.serving import Figures, form, picture, png, write
+from benchmarks.serving import write
+from tests.checkout import ROOT
 
 
 @pytest.fixture(params=[True, False], ids=["wrk", "own client"])
@@ -19,7 +22,7 @@ def client(request, monkeypatch):
         monkeypatch.setattr(load.shutil, "which", lambda name: None)
 
 
-def test_the_load_counts_what_the_service_answered(client, mnist):
+def test_the_load_client_counts_answers_and_errors(client, mnist):
     requests = (
         Request(f"{mnist}/encode", png()),
         Request(f"{mnist}/encode", *form(png(), "images")),
@@ -31,12 +34,12 @@ def test_the_load_counts_what_the_service_answered(client, mnist):
         assert found.bad == 0
         assert 0 < found.p50 <= found.p99 < 60
         assert found.cpu > 0
-    refused = load.measure(Request(f"{mnist}/encode", b"no image"), connections=2, seconds=1)
+    refused = load.measure(Request(f"{mnist}/encode", b"not an image"), connections=2, seconds=1)
     assert refused.bad == refused.answers > 0
     assert refused.rate == 0
 
 
-def test_cpu_time_is_that_of_the_whole_tree():
+def test_cpu_time_includes_all_processes_of_the_tree():
     mine = machine.tree(os.getpid())
     assert mine[0] == os.getpid()
     before, machine_before = machine.used(mine), machine.cpu()
@@ -49,23 +52,23 @@ def test_cpu_time_is_that_of_the_whole_tree():
     assert spent.total > 0
 
 
-def test_figures_replace_older_ones(tmp_path):
+def test_figures_replace_older_figures(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- measured: serving -->\nold\n<!-- end: measured -->\nb\n")
     write(page, "serving", "new")
     assert page.read_text() == "a\n<!-- measured: serving -->\nnew\n<!-- end: measured -->\nb\n"
     page.write_text("nothing\n")
-    with pytest.raises(SystemExit, match="to write between"):
+    with pytest.raises(SystemExit, match="lacks the lines"):
         write(page, "serving", "new")
 
 
-def test_the_picture_is_one_that_the_model_takes():
+def test_the_picture_has_the_size_of_the_model():
     assert picture().shape == (28, 28)
     assert picture().max() > 200
     assert len(png()) < 784
 
 
-def test_a_curve_is_drawn_of_the_medians_and_told_in_a_sentence(tmp_path):
+def test_a_curve_shows_medians_and_a_sentence(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- measured: batch -->\n<!-- end: measured -->\n")
     kept = tmp_path / "rounds.json"
@@ -76,10 +79,25 @@ def test_a_curve_is_drawn_of_the_medians_and_told_in_a_sentence(tmp_path):
     curves.show("batch", curves.read(kept)["batch"], tmp_path, [page])
     text = page.read_text()
     assert (
-        "With one image in a request the service reaches 0.20 of onnxruntime alone, with 2 it reaches 0.80"
+        "With one image per request the service reaches 0.20 of onnxruntime alone, with 2 it reaches 0.80"
         in text
     )
     assert "| 2 | 800 | 1,000 | 0.80 |" in text
     assert "Medians of 3 rounds" in text
     assert "(batch.svg)" in text
     assert (tmp_path / "batch.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("repeated", "said"), [(1, "; 1 measurement was repeated"), (2, "; 2 measurements were")]
+)
+def test_conditions_use_the_right_plural(repeated, said, tmp_path):
+    bench = Bench(tmp_path, seconds=1, patience=0)
+    bench.disturbed, bench.repeated = [0.01], repeated
+    assert said in bench.conditions()
+
+
+def test_another_checkout_runs_its_own_code_under_its_own_name(tmp_path):
+    assert (ours(tmp_path).name, ours(tmp_path).folder) == ("vaeserve", ROOT)
+    other = ours(tmp_path, tmp_path)
+    assert (other.name, other.folder) == (f"vaeserve in {tmp_path.name}", tmp_path)

@@ -1,4 +1,4 @@
-"""The files around the images agree with each other, with pyproject.toml and with what they are for."""
+"""The Dockerfile, the compose file, the locks and the dashboard agree with each other and with the code."""
 
 import json
 import re
@@ -19,7 +19,7 @@ DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCKS = ("build.lock", "service.lock", "service-gpu.lock")
 PIN = re.compile(r"^([a-z0-9._-]+)(?:\[.+\])?==([^ ]+)(?: ; (.+?))? \\$", re.MULTILINE)
-# Prometheus makes these of a histogram; every client library has the process's own.
+# The series of a histogram have these suffixes.
 SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -32,7 +32,7 @@ def compose():
     return read_yaml(ROOT / "docker-compose.yml")
 
 
-def test_compose_file_keeps_to_the_schema():
+def test_compose_file_follows_the_schema():
     check = Path(sys.executable).with_name("check-jsonschema")
     command = [check, "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -43,7 +43,7 @@ def test_compose_builds_targets_and_mounts_files_that_exist(compose):
     targets = re.findall(
         r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert targets[-1] == "service", "what `docker build .` builds"
+    assert targets[-1] == "service", "the last target is the one that `docker build .` builds"
     for service in compose["services"].values():
         if "build" in service:
             assert service["build"]["target"] in targets
@@ -54,7 +54,7 @@ def test_compose_builds_targets_and_mounts_files_that_exist(compose):
             )
 
 
-def test_compose_starts_the_service_alone_unless_a_profile_is_named(compose):
+def test_compose_starts_only_the_service_by_default(compose):
     profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
     assert profiles == {
         "service": None,
@@ -83,7 +83,7 @@ def test_lock_pins_with_hashes_and_names_no_index(name):
     assert not re.search(r"://|--index|--find-links|--extra|@ ", text)
 
 
-def test_service_lock_holds_what_pyproject_asks_for_and_no_trainer():
+def test_service_lock_has_the_dependencies_of_pyproject_and_no_trainer():
     pins = [match.groups() for match in PIN.finditer((DEPLOY / "service.lock").read_text(encoding="utf-8"))]
     for line in PROJECT["project"]["dependencies"]:
         wanted = Requirement(line)
@@ -93,7 +93,7 @@ def test_service_lock_holds_what_pyproject_asks_for_and_no_trainer():
     assert not {"torch", "onnx", "scipy", "httpx", "pip", "setuptools"} & {name for name, _, _ in pins}
 
 
-def test_observation_files_are_what_compose_mounts(compose):
+def test_prometheus_and_grafana_match_their_mounts(compose):
     prometheus = read_yaml(DEPLOY / "prometheus.yml")
     (job,) = prometheus["scrape_configs"]
     (where,) = job["dns_sd_configs"]
@@ -110,7 +110,7 @@ def test_observation_files_are_what_compose_mounts(compose):
     assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
 
 
-def test_dashboard_and_its_page_name_the_same_metrics():
+def test_dashboard_and_page_name_the_same_metrics():
     page = (DEPLOY / "README.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `((?:vae|process)_\w+)` \|", page, re.MULTILINE))
     dashboard = json.loads((DEPLOY / "grafana/dashboards/vaeserve.json").read_text(encoding="utf-8"))

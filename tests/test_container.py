@@ -1,7 +1,7 @@
-"""The images are built from the Dockerfile and started as README and docker-compose.yml start them.
+"""Builds the images of the Dockerfile and starts them as deploy/README.md and docker-compose.yml do.
 
-Without a Docker engine: tests/container says how. Building needs root, Debian and its packages (`.ci/run`
-installs them), and the network; what needs none of this is tested in test_compose.py.
+The tests need no Docker engine; tests/container explains how. Building needs root, Debian packages (`.ci/run`
+installs them) and the network. test_compose.py has the tests that need none of these.
 """
 
 import json
@@ -23,25 +23,24 @@ from tests.service_alone import call
 
 pytestmark = pytest.mark.heavy
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCKER_RUN = re.findall(r"^docker run .+ vaeserve$", README, re.MULTILINE)
 DEPLOY = (ROOT / "deploy/README.md").read_text(encoding="utf-8")
-TRAIN = re.findall(r"docker compose run --rm train (.+)$", README, re.MULTILINE)
+DOCKER_RUN = re.findall(r"^docker run .+ vaeserve$", DEPLOY, re.MULTILINE)
+TRAIN = re.findall(r"^RUN_AS=.+ docker compose run --rm train (.+)$", DEPLOY, re.MULTILINE)
 TRAIN_ON_PHOTOS = re.findall(
     r"""docker compose run --rm -v "\$PWD/photos:/photos:ro" train (.+)$""", DEPLOY, re.MULTILINE
 )
-assert DOCKER_RUN, "README shows no `docker run`"
-assert TRAIN, "README shows no training with compose"
+assert DOCKER_RUN, "deploy/README.md shows no `docker run`"
+assert TRAIN, "deploy/README.md shows no training with compose"
 assert TRAIN_ON_PHOTOS, "deploy/README.md shows no training on a folder"
 
 MB = 1_000_000
 SIZE_TARGET = 250 * MB  # beyond the base
-READY_TARGET = 3.0  # seconds from starting the container until /readyz says yes
+READY_TARGET = 3.0  # seconds from the start of the container until /readyz answers 200
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "tcc", "ld", "as", "rustc", "go")
 
 
 def why_not() -> str:
-    """What is missing for building images here, empty if nothing is."""
+    """What is missing on this machine for building images; empty if nothing is."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "building images without an engine needs root"
     missing = [tool for tool in NEEDED if shutil.which(tool) is None]
@@ -87,7 +86,7 @@ def test_the_image_is_small_and_holds_neither_torch_nor_a_compiler(images, servi
         assert config["User"] == "10001:10001"
         assert config["ExposedPorts"] == {"8000/tcp": {}}
         assert not any("PIP" in each for each in config["Env"])
-        # Nothing in it may be changed by who serves: all belongs to root, and others may read it all.
+        # The service cannot change its own files: root owns them, and everyone can read them.
         for each in (root / "opt", root / "models"):
             for file in each.rglob("*"):
                 status = file.lstat()
@@ -103,7 +102,7 @@ def test_the_service_runs_as_compose_starts_it(images, service):
     assert options.volumes == (("./models", "/models", True),)
     seconds = []
     with images.filesystem(service) as root:
-        # Other tests may keep this machine busy: the best of three starts is the one that tells.
+        # Other tests may keep this machine busy, so the best of three starts counts.
         while len(seconds) < 3 and min(seconds, default=99.0) > READY_TARGET:
             seconds.append(serves(options, images.config(service), root))
         print(f"\nready after {', '.join(f'{each:.1f}' for each in seconds)} s, target {READY_TARGET} s")
@@ -111,14 +110,14 @@ def test_the_service_runs_as_compose_starts_it(images, service):
 
 
 @pytest.mark.parametrize("line", DOCKER_RUN)
-def test_the_service_runs_as_the_readme_starts_it(images, service, line):
+def test_the_service_runs_as_the_page_starts_it(images, service, line):
     options = from_docker_run(line)
     assert options.ports == ("127.0.0.1:8000:8000",)
     with images.filesystem(service) as root:
         serves(options, images.config(service), root)
 
 
-def test_another_port_and_a_bad_setting(images, service):
+def test_another_port_works_and_an_invalid_one_is_named(images, service):
     config = images.config(service)
     with images.filesystem(service) as root:
         serves(Options(service, environment=(("VAESERVE_PORT", "8080"),)), config, root, port=8080)
@@ -143,7 +142,7 @@ def test_training_publishes_a_model_that_the_service_serves(images, service, tmp
     with images.filesystem(training) as root:
         beyond = size(root) - size_of(images, images.base)
         print(f"training image: {beyond / MB:.0f} MB beyond the base")
-        # A bind mount is the user's; a new named volume has the mode of the folder that it is mounted on.
+        # The user owns a bind mount; a new named volume has the mode of the folder under its mount point.
         os.chown(folders["models"], 1234, 1234)
         for name, target in (("runs", "work/runs"), ("data", "data")):
             folders[name].chmod((root / target).stat().st_mode & 0o7777)
@@ -173,7 +172,7 @@ def size_of(images: Store, image: str) -> int:
 
 
 def serves(options, config, root: Path, port: int = 8000, models: tuple[str, ...] = ("",)) -> float:
-    """Start it, call it, stop it; the seconds that it took to be ready. `""` is the default model."""
+    """Start, call and stop the service; returns the seconds until it was ready. `""` is the default model."""
     with running(options, config, root) as container, container.network():
         base = f"http://127.0.0.1:{port}"
         deadline = container.started + 30
@@ -206,7 +205,7 @@ def four_endpoints(base: str) -> None:
 
 
 def confined(container, options: Options) -> None:
-    """What the first process of the container may do, as the kernel says, and what it can write."""
+    """Check the privileges of the first process of the container, and which folders it can write to."""
     status = Path(f"/proc/{container.init}/status").read_text(encoding="ascii")
     assert re.search(r"^NSpid:\s+\d+\s+1$", status, re.MULTILINE), "not the first process of its own"
     assert re.search(r"^Uid:\s+10001\s+10001\s", status, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Two replicas behind HAProxy, which follows /readyz: they are replaced, and killed, under load."""
+"""Two replicas behind HAProxy, which follows /readyz, are replaced and killed under load."""
 
 import shutil
 import signal
@@ -11,14 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.live import VAE_SERVE, free_port, until_ready
+from tests.live import SECONDS, VAE_SERVE, free_port, until, until_ready
 from vaeserve.client import Client
 
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.skipif(not shutil.which("haproxy"), reason="needs `apt-get install haproxy`"),
 ]
-SECONDS = 60
 CALLERS = 4
 LATENTS = np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4)
 
@@ -28,7 +27,7 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
-    timeout check 20s  # a busy machine is not a dead replica
+    timeout check 20s  # a slow answer on a busy machine does not mean a dead replica
     option httpchk GET /readyz
     option redispatch 1
     default-server check inter 200ms fall 2 rise 1
@@ -44,7 +43,7 @@ listen status
 
 
 class Replicas:
-    """Two services and the balancer before them."""
+    """Two services behind a load balancer."""
 
     def __init__(self, models, folder):
         self.models = models
@@ -69,18 +68,17 @@ class Replicas:
         until_ready(f"http://127.0.0.1:{self.ports[name]}/readyz", self.processes[name])
 
     def until(self, name, state):
-        """Until the balancer thinks so."""
-        deadline = time.monotonic() + SECONDS
-        while True:
-            assert time.monotonic() < deadline, f"{name} does not get {state}"
-            time.sleep(0.1)
+        """Wait until the load balancer shows this state of the replica."""
+
+        def reached():
             try:
                 table = httpx.get(f"http://127.0.0.1:{self.status}/;csv").text
             except httpx.TransportError:
-                continue  # the balancer is starting
+                return False  # the load balancer is starting
             rows = [line.split(",") for line in table.splitlines()]
-            if [row[17] for row in rows if row[:2] == ["vaeserve", name]] == [state]:
-                return
+            return [row[17] for row in rows if row[:2] == ["vaeserve", name]] == [state]
+
+        until(reached)
 
     def stop(self):
         for process in (self.haproxy, *self.processes.values()):
@@ -97,7 +95,7 @@ def replicas(repository, tmp_path_factory):
 
 @contextmanager
 def load(call):
-    """`call` by several callers, again and again; what came out of it goes into the list."""
+    """Several callers repeat `call`; the list receives each result or exception."""
     outcomes, over = [], threading.Event()
 
     def caller():
@@ -119,7 +117,7 @@ def load(call):
 
 
 def test_a_rolling_restart_fails_no_request(replicas):
-    """Without any retry in the caller."""
+    """The callers never retry."""
     with httpx.Client(base_url=replicas.url, timeout=SECONDS) as http:
         body = {"latents": LATENTS.tolist()}
         with load(lambda: http.post("/decode", json=body).status_code) as outcomes:
@@ -137,7 +135,7 @@ def test_a_rolling_restart_fails_no_request(replicas):
     assert not failed
 
 
-def test_a_kill_costs_what_was_in_flight_and_the_client_none(replicas):
+def test_a_kill_fails_only_requests_in_flight_and_the_client_retries_them(replicas):
     with httpx.Client(base_url=replicas.url, timeout=SECONDS) as http, Client(replicas.url) as client:
         expected = client.decode(LATENTS)
 

@@ -1,3 +1,4 @@
-"""What the service is compared with. Each is started as `python FILE.py MODELS PORT` and serves the encoder
-of `reference@1`; those of other people's servers run in an environment of their own, see benchmarks.serving.
+"""Other servers of the encoder of `reference@1`, each started as `python FILE.py MODELS PORT`.
+
+Third-party servers run in environments of their own; see benchmarks/contenders.py.
 """

@@ -1,4 +1,4 @@
-"""No model at all: the least that uvicorn can do with such a request."""
+"""A fixed answer without a model: the least work that uvicorn can do for a request."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""BentoML with its adaptive batching on, which it is not by default."""
+"""BentoML with adaptive batching, which is off by default."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""LitServe with its batching on, which it is not by default. It takes no raw image bodies, so a form."""
+"""LitServe with batching, which is off by default. It accepts images in forms, not as raw bodies."""
 
 import io
 import sys

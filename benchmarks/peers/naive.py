@@ -1,4 +1,4 @@
-"""FastAPI and onnxruntime as one would write it in ten minutes."""
+"""FastAPI and onnxruntime in the simplest way."""
 
 import io
 import sys

@@ -1,10 +1,10 @@
-"""pythae's own VAE, trainer and mixture sampler on images in a file: runs where pythae is installed.
+"""Trains pythae's VAE and fits its mixture sampler on images in a file. It needs pythae installed.
 
     /somewhere/bin/python -m benchmarks.peers.pythae_vae IN.npz OUT.pt
 
 IN: `train` and `validation`, float32 [n, c, h, w] in [0, 1]; `config`, the TrainConfig that says network,
 epochs and seed, as JSON; `settings`, of BaseTrainerConfig, as JSON; `count`, of samples to draw. OUT: the
-weights that pythae's trainer left, by `encoder` and `decoder`, and `samples`, float32 [count, c, h, w].
+trained weights under `encoder` and `decoder`, and `samples`, float32 [count, c, h, w].
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Triton's server with its python backend, by NVIDIA's pytriton. It gets raw pixels: no image to decode."""
+"""Triton's python backend through NVIDIA's pytriton. It receives raw pixels, so it decodes no image."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""Takes connections from a listener that several workers share, so that each has as many as the others.
+"""Accepts connections from a listener that several workers share, so that each worker gets as many.
 
-Left to themselves, whoever wakes first takes all that wait: of 32 connections that come at once, one worker
-of two often had nearly all, and its neighbour's CPU idled for as long as they stayed open. So the workers
-tell each other how many they have, and one that has more than another leaves it a moment to come first.
+Without it, the worker that wakes first takes every connection in the backlog: of 32 simultaneous connections,
+one of two workers often got nearly all, and the other's CPU stayed idle for as long as they stayed open. The
+workers therefore publish how many connections they have. A worker with more than another waits a moment
+before it accepts.
 """
 
 import asyncio
@@ -15,15 +16,15 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# A moment, in seconds: another worker may be in the middle of a short batch.
+# Seconds that a worker with more connections waits: the other may be in the middle of a short batch.
 MOMENT = 0.005
-# Before the next try when there are no more file descriptors.
+# Seconds before the next attempt when the process has no file descriptors left.
 RECOVERY = 0.5
-ABSENT = -1  # does not accept: not ready yet, stopping, or dead
+ABSENT = -1  # the worker does not accept: it is loading, stopping, or dead
 
 
 class Board:
-    """How many connections each worker has, int32 in a file that all of them map."""
+    """The number of connections of each worker, int32 in a file that all of them map."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         path = folder / "connections"
@@ -34,19 +35,19 @@ class Board:
             self._map = mmap.mmap(file.fileno(), 4 * workers)
         self._counts = memoryview(self._map).cast("i")
 
-    def tell(self, member: int, count: int) -> None:
+    def publish(self, member: int, count: int) -> None:
         self._counts[member] = count
 
     def fewest_of_others(self, member: int) -> int | None:
-        """The fewest connections that any other worker has who accepts; None when there is none."""
+        """The fewest connections of any other worker that accepts; None if no other worker accepts."""
         others = [n for each, n in enumerate(self._counts) if each != member and n != ABSENT]
         return min(others, default=None)
 
 
 class Acceptor:
-    """Accepts from `listener`, from the running loop, until closed.
+    """Accepts from `listener` on the running loop until closed.
 
-    `count` says how many connections this worker has, `connect` takes another over.
+    `count` returns how many connections this worker has; `connect` takes over a new one.
     """
 
     def __init__(
@@ -66,34 +67,34 @@ class Acceptor:
         self._connecting: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
         listener.setblocking(False)
-        self.tell()
+        self.publish()
         self._loop.add_reader(listener, self._ready)
 
-    def tell(self) -> int:
-        """How many connections there are, told to the others as well."""
+    def publish(self) -> int:
+        """Publish the number of this worker's connections, and return it."""
         count = self._count() + len(self._connecting)
-        self._board.tell(self._member, count)
+        self._board.publish(self._member, count)
         return count
 
     def close(self) -> None:
-        self._board.tell(self._member, ABSENT)
+        self._board.publish(self._member, ABSENT)
         self._loop.remove_reader(self._listener)
         if self._pause:
             self._pause.cancel()
 
     def _ready(self) -> None:
         fewest = self._board.fewest_of_others(self._member)
-        if fewest is not None and self.tell() > fewest:
+        if fewest is not None and self.publish() > fewest:
             self._wait(MOMENT)
         else:
             self._accept()
 
     def _wait(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
-        self._pause = self._loop.call_later(seconds, self._go_on)
+        self._pause = self._loop.call_later(seconds, self._resume)
 
-    def _go_on(self) -> None:
-        """Whoever still waits has waited for long enough."""
+    def _resume(self) -> None:
+        """Accept what the other workers have left in the backlog."""
         self._pause = None
         self._loop.add_reader(self._listener, self._ready)
         self._accept()
@@ -102,9 +103,9 @@ class Acceptor:
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another was faster, or the client has gone
+            return  # another worker was faster, or the client has gone
         except OSError as error:
-            log.error("no connection can be accepted (%s); trying again", error)
+            log.error("cannot accept a connection (%s); trying again", error)
             self._wait(RECOVERY)
             return
         connection.setblocking(False)
@@ -112,9 +113,9 @@ class Acceptor:
         task = self._loop.create_task(self._connect(connection))
         self._connecting.add(task)
         task.add_done_callback(self._connected)
-        self.tell()
+        self.publish()
 
     def _connected(self, task: "asyncio.Task[object]") -> None:
         self._connecting.discard(task)
-        if not task.cancelled() and (error := task.exception()):  # a client that is no TLS client, mostly
-            log.debug("a connection was not made: %s", error)
+        if not task.cancelled() and (error := task.exception()):  # usually a client that does not speak TLS
+            log.debug("the connection failed: %s", error)

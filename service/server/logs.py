@@ -1,4 +1,4 @@
-"""What the log looks like: lines for people, or JSON for whatever collects them; all of it on stderr."""
+"""The format of the log on stderr: lines for people, or JSON for log collectors."""
 
 import logging
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ LINE = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
 
 
 class Lines(logging.Formatter):
-    """Formats each second once: there are thousands of lines in one."""
+    """Lines for people. Each second is formatted once, because it may have thousands of lines."""
 
     def __init__(self) -> None:
         super().__init__(LINE)
@@ -28,7 +28,10 @@ class Lines(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """One object a line: time, level, logger, request_id, process and message; a request's own fields."""
+    """One JSON object on each line.
+
+    Its fields are time, level, logger, request_id, process and message, and those of the request.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -47,7 +50,7 @@ class Json(logging.Formatter):
 
 
 class RequestId(logging.Filter):
-    """Gives every record of the log the id of its request."""
+    """Adds the request id to every log record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id()
@@ -55,7 +58,10 @@ class RequestId(logging.Filter):
 
 
 def log_config(level: str, form: Literal["text", "json"] = "text") -> dict[str, Any]:
-    """For logging.config.dictConfig: everything to stderr, uvicorn's and onnxruntime's lines too."""
+    """The configuration for logging.config.dictConfig.
+
+    Everything goes to stderr, including the lines of uvicorn and onnxruntime.
+    """
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -66,9 +72,9 @@ def log_config(level: str, form: Literal["text", "json"] = "text") -> dict[str, 
         },
         "root": {"level": level.upper(), "handlers": ["stderr"]},
         "loggers": {
-            # What uvicorn says at info level about its own start and stop, our banner says better.
+            # At info level uvicorn logs its start and stop, which the banner already shows.
             "uvicorn": {"level": "DEBUG" if level == "debug" else "WARNING"},
-            # It warns of every form that is malformed, which is the client's affair and told to it.
+            # It warns about every malformed form. That is the client's error, and the answer says so.
             "python_multipart": {"level": "ERROR"},
         },
     }

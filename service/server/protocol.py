@@ -1,11 +1,11 @@
-"""HTTP on the wire: uvicorn's, and what never becomes a request is refused in our shape of an error too.
+"""uvicorn's HTTP/1.1 protocol, with limits on request heads and problem documents for broken requests.
 
-Bytes that are no HTTP, heads that are too long, and connections on which a head does not get finished reach
-no application: uvicorn itself would answer the first in text/plain, and bear with the others for ever.
+Bytes that are not HTTP, heads that are too long and heads that are never finished do not reach the
+application. uvicorn would answer the first in text/plain and wait for the others without a limit.
 
-Who is refused before it has sent everything is still listened to for a little while, with the answer sent and
-our half of the connection closed (RFC 9112, 9.6). A socket that is closed with bytes unread is reset instead,
-which breaks the client's sending and may take the answer from it before it was read.
+When a request is refused before its body has arrived, the service sends the answer, closes its half of the
+connection, and still reads for a short while (RFC 9112, 9.6). Closing a socket with unread bytes would reset
+the connection: the client's send would fail, and the client might lose the answer.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.core.problems import MEDIA_TYPE, InvalidRequest, Problem, SlowRequest, content
 
-MAX_HEAD = 64 << 10  # bytes of a request's line and headers; proxies stop at less
-HEAD_SECONDS = 5.0  # from a head's first byte to its last
-# How much, and for how long, is still taken in of a request that is refused before it was all sent.
+MAX_HEAD = 64 << 10  # bytes of the request line and headers; proxies allow fewer
+HEAD_SECONDS = 5.0  # from the first byte of the head to the last
+# How much is read of a body after its request was refused, and for how long.
 LINGER_BYTES, LINGER_SECONDS = 4 << 20, 2.0
 
 
 class _Transport:
-    """A connection's transport for uvicorn, with another way to close it."""
+    """The transport of a connection as uvicorn sees it, with its own `close`."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -35,18 +35,18 @@ class _Transport:
 
 
 class Http(HttpToolsProtocol):
-    """httptools' parser is C; the other one that uvicorn has takes ten times as long."""
+    """HTTP/1.1 with the httptools parser, which is written in C and ten times as fast as h11."""
 
-    _head = 0  # bytes that have come of an unfinished head
+    _head = 0  # bytes received of an unfinished head
     _in_head = False
     _timer: asyncio.TimerHandle | None = None
-    _lingering = -1  # bytes that are still taken in; below 0: not refused
+    _lingering = -1  # bytes of the body that are still read; below 0: the request was not refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._real = transport
         self.transport = _Transport(transport, self._close)  # type: ignore[assignment]
-        # uvicorn closes connections that are idle after a request, but not those that are so before one.
+        # uvicorn closes connections that are idle after a request, but not before the first one.
         self._close_after(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -69,19 +69,18 @@ class Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self._head_size() > MAX_HEAD:
-            raise ValueError("the head is too long")  # the parser stops: on to send_400_response
+            raise ValueError("the head is too long")  # stops the parser, which then calls send_400_response
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Status 400, which stands for the protocol; 422 is for what came over it."""
+        """Refuse what is not HTTP with status 400. Status 422 is for requests with invalid content."""
         if self._in_head and self._head_size() > MAX_HEAD:
             return self._refuse_head()
         self._refuse(
             InvalidRequest(
-                "The bytes are no HTTP/1.1 request that can be read; "
-                "check the method, the URL and the headers."
+                "The bytes are not a valid HTTP/1.1 request; check the method, the URL and the headers."
             ),
             HTTPStatus.BAD_REQUEST,
         )
@@ -90,7 +89,7 @@ class Http(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _refuse_head(self) -> None:
-        problem = InvalidRequest(f"The URL and the headers have more than {MAX_HEAD:,} bytes; send fewer.")
+        problem = InvalidRequest(f"The URL and the headers are longer than {MAX_HEAD:,} bytes; shorten them.")
         self._refuse(problem, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _close_after(self, seconds: float) -> None:
@@ -104,25 +103,27 @@ class Http(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if self._in_head:
-            problem = SlowRequest(f"The headers did not come within {HEAD_SECONDS:g} s; send them at once.")
+            problem = SlowRequest(f"The headers did not arrive within {HEAD_SECONDS:g} s; send them at once.")
             self._refuse(problem, HTTPStatus.REQUEST_TIMEOUT)
         else:
             self._real.close()
 
     def _close(self) -> None:
-        """What uvicorn calls after the last answer of a connection, or of one that is idle."""
+        """Called by uvicorn after the last answer on a connection, and for idle connections."""
         if self.cycle and self.cycle.response_complete and self.cycle.more_body:
             self._linger()
         else:
             self._real.close()
 
     def _linger(self) -> None:
-        if self._real.is_closing() or not self._real.can_write_eof():  # TLS has no half of a connection
+        if (
+            self._real.is_closing() or not self._real.can_write_eof()
+        ):  # TLS cannot close one half of a connection
             return self._real.close()
         self._lingering = LINGER_BYTES
-        self.transport.is_closing = lambda: True  # type: ignore[method-assign]  # for uvicorn it is over
+        self.transport.is_closing = lambda: True  # type: ignore[method-assign]  # uvicorn is done with it
         if self.cycle and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # its answer would come after the end
+            self.cycle.disconnected = True  # its answer would come after the end of our half
             self.cycle.message_event.set()
         self._real.write_eof()  # after the answer
         self.flow.resume_reading()

@@ -1,4 +1,4 @@
-"""uvicorn as this service wants it, and stopped so that no request gets lost."""
+"""Runs the application on uvicorn, and stops it without losing a request."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ from service.server.protocol import Http
 from service.server.watchdog import STUCK, watching
 from service.settings import GRACE, Settings
 
-# Load balancers keep idle connections for 60 s; who closes first must be them, or a request gets lost.
+# Load balancers keep idle connections for 60 s. They must close first, or a request gets lost.
 KEEP_ALIVE = 75
 
 log = logging.getLogger(__name__)
@@ -39,19 +39,19 @@ Connect = Callable[[socket.socket], Coroutine[Any, Any, None]]
 class Server(uvicorn.Server):
     """Serves `app` until a signal.
 
-    SIGTERM drains: readiness is denied, so that balancers send no more; for `drain_seconds` all that still
-    comes is answered, with `Connection: close`; then nothing more is accepted, and what is in flight is
-    finished. SIGINT, or a second SIGTERM, leaves out the waiting; a second SIGINT the finishing.
+    SIGTERM drains: /readyz answers 503, so that balancers stop sending; for `drain_seconds` new requests are
+    still answered, with `Connection: close`; then the server stops accepting and finishes the requests in
+    flight. SIGINT or a second SIGTERM skips the waiting; a second SIGINT skips the finishing.
     """
 
     def __init__(self, settings: Settings, app: FastAPI) -> None:
         super().__init__(_config(settings, app))
         self.service: Service = app.state.service
         self._drain_seconds = settings.drain_seconds
-        self._drained: float | None = None  # when the waiting is over
-        self._beats = 0  # of the event loop
-        self.replaceable = False  # whether another process takes the place of this one when it ends
-        # Makes what takes the connections, where uvicorn's own way would not be fair to other workers.
+        self._drained: float | None = None  # when draining ends, by the monotonic clock
+        self._beats = 0  # ticks of the event loop
+        self.replaceable = False  # whether a supervisor replaces this process when it ends
+        # Makes the acceptor of a worker; None: uvicorn accepts, which is fair only in a single process.
         self.accepting: Callable[[Callable[[], int], Connect], Acceptor] | None = None
         self._acceptor: Acceptor | None = None
 
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
 
     def drain(self) -> None:
         self.service.drain()
-        # What uvicorn adds to every answer, made from the first list once a second.
+        # uvicorn adds the second list to every answer, and remakes it from the first once a second.
         for headers in (self.config.encoded_headers, self.server_state.default_headers):
             headers.append((b"connection", b"close"))
         for connection in list(self.server_state.connections):
@@ -105,28 +105,28 @@ class Server(uvicorn.Server):
         if self._drained is not None and monotonic() >= self._drained:
             self.stop()
         if self._acceptor:
-            self._acceptor.tell()
+            self._acceptor.publish()
         if self.replaceable and counter % 10 == 0:
             self._give_up_if_stuck()
         return await super().on_tick(counter)
 
     def _give_up_if_stuck(self) -> None:
-        """A model thread that does not come back cannot be stopped; whoever waits for it waits in vain."""
+        """End the process if a batch hangs, because its thread cannot be stopped."""
         try:
             self.service.check_alive()
         except NotReady as problem:
-            log.error("this worker gives up its place: %s", problem.detail)
+            log.error("this worker exits so that it is replaced: %s", problem.detail)
             os._exit(STUCK)
 
 
 def serve_alone(settings: Settings, listener: socket.socket, url: str) -> None:
-    """Serve in this process until told to stop; SystemExit when there is nothing to serve."""
+    """Serve in this process until a signal; SystemExit when no model can be served."""
 
     def on_loaded(service: Service) -> None:
         if service.failure:
             server.should_exit = True
         else:
-            settle()
+            freeze_gc()
             print(banner(settings, service.models, url), flush=True)
 
     server = Server(settings, create_app(settings, on_loaded=on_loaded))
@@ -142,22 +142,23 @@ def serve_as_worker(
     board: Board,
     member: int,
     started: Callable[[Callable[[], None]], None],
-    tell: Callable[[bool, str], None],
+    report: Callable[[bool, str], None],
 ) -> None:
-    """Serve beside others until told to stop: by a signal, or by calling what `started` is given.
+    """Serve as one of several workers until a signal.
 
-    On the `board` is how many connections each of them has, at `member` those of this one. `tell` is told
-    once whether this worker can serve, with the banner or the reason.
+    `started` receives a function that stops this worker. `report` is called once: with True and the banner
+    when the worker serves, or with False and the reason why it cannot. `board[member]` holds the number of
+    this worker's connections.
     """
     logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
 
     def on_loaded(service: Service) -> None:
         if service.failure:
-            tell(False, service.failure)
-            os._exit(STARTUP_FAILURE)  # an orderly end would begin with accepting requests
+            report(False, service.failure)
+            os._exit(STARTUP_FAILURE)  # an orderly shutdown would first accept requests
         else:
-            settle()
-            tell(True, banner(settings, service.models, url))
+            freeze_gc()
+            report(True, banner(settings, service.models, url))
 
     server = Server(settings, create_app(settings, on_loaded=on_loaded, load_first=True))
     server.replaceable = True
@@ -166,10 +167,10 @@ def serve_as_worker(
     server.run(sockets=[listener])
 
 
-def settle() -> None:
-    """What has been imported and loaded stays: the garbage collector need not look through it any more.
+def freeze_gc() -> None:
+    """Exempt everything imported and loaded so far from garbage collection, and collect less often.
 
-    And it comes less often; what a request leaves behind is mostly freed without it.
+    Reference counting frees nearly all that a request allocates.
     """
     gc.collect()
     gc.freeze()
@@ -186,8 +187,8 @@ def _config(settings: Settings, app: FastAPI) -> uvicorn.Config:
         log_config=log_config(settings.log_level, settings.log_format),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
-        proxy_headers=False,  # nothing here asks who the client is
-        access_log=False,  # ours has the request id and the time
+        proxy_headers=False,  # nothing here uses the client's address
+        access_log=False,  # the service's own has the request id and the time
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,

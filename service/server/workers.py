@@ -1,8 +1,9 @@
-"""Several processes behind one socket, and the supervisor that starts, replaces and stops them.
+"""Several worker processes behind one socket, and the supervisor that starts, replaces and stops them.
 
-The supervisor makes the socket and holds it for those to come; a worker accepts from it only once its models
-are loaded, so that no request meets one that is not ready. Over a pipe a worker says that it is ready, or why
-it will never be; the other way nothing is said but by closing it: stop. So workers outlive no supervisor.
+The supervisor opens the socket and keeps it for later workers. A worker accepts only once its models are
+loaded, so no request reaches a worker that is not ready. Each worker has a pipe to the supervisor. The worker
+reports once over it, that it serves or why it cannot. The supervisor closes it to stop the worker, so workers
+never outlive their supervisor.
 """
 
 import logging
@@ -34,13 +35,13 @@ from service.settings import GRACE, Settings
 
 log = logging.getLogger(__name__)
 
-LONG_LIVED = 10.0  # seconds: who was ready for so long died of something new
-FIRST_WAIT, LONGEST_WAIT = 0.5, 10.0  # before a worker is started again that does not live long
-LAST_STRAW = 6  # deaths in a row, with nobody ever ready: it will not get better
+LONG_LIVED = 10.0  # seconds: a worker that was ready for longer died for a new reason
+FIRST_WAIT, LONGEST_WAIT = 0.5, 10.0  # seconds before a short-lived worker is started again
+MAX_DEATHS = 6  # in a row with no worker ever ready: the supervisor gives up
 
 
-class Told(NamedTuple):
-    """What a worker says, once: it is ready, and the banner; or it is not, and why."""
+class Report(NamedTuple):
+    """Whether a worker serves; `text` is the banner, or the reason why it cannot."""
 
     ready: bool
     text: str
@@ -48,18 +49,18 @@ class Told(NamedTuple):
 
 @dataclass(eq=False)
 class Worker:
-    """One process; `member` is its place, which its successor takes."""
+    """One process. `member` is its place, which its successor takes."""
 
     member: int
     process: BaseProcess
     pipe: Connection
     ready_since: float | None = None
-    silent: bool = False  # has said what it had to say, or its end of the pipe is closed
+    silent: bool = False  # it has reported, or the pipe is closed
 
 
 @dataclass
 class Place:
-    """Where a worker is, or will be: `due` is when the next one is to be started."""
+    """One of the supervisor's places for a worker; `due` is when the next worker starts there."""
 
     deaths: int = 0
     due: float = 0.0
@@ -67,12 +68,12 @@ class Place:
 
 
 def serve_with_workers(settings: Settings, listener: socket.socket, url: str) -> int:
-    """Serve until told to stop; the exit status."""
+    """Serve until a signal; returns the exit status."""
     logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
     try:
         temporary = TemporaryDirectory(prefix="vaeserve-", ignore_cleanup_errors=True)
     except OSError as error:
-        return _fail(f"no folder can be made for the metrics ({error}); set TMPDIR to a writable one")
+        return _fail(f"cannot create a folder for the metrics ({error}); set TMPDIR to a writable folder")
     with temporary as folder, _signals() as signals:
         return _Supervisor(settings, listener, url, Path(folder), signals).run()
 
@@ -83,11 +84,11 @@ class _Supervisor:
     listener: socket.socket
     url: str
     folder: Path
-    signals: socket.socket  # a byte for each signal that came
+    signals: socket.socket  # yields a byte for each signal received
     places: list[Place] = field(init=False)
     announced: bool = False
     stopping: bool = False
-    hurried: bool = False  # no longer waiting for balancers
+    hurried: bool = False  # stopping without draining
     deadline: float = float("inf")
     status: int = 0
 
@@ -117,7 +118,7 @@ class _Supervisor:
         return Worker(member, process, ours)
 
     def _wait(self) -> None:
-        """For the next thing to happen: a signal, a word from a worker, its end, or the time of something."""
+        """Wait for a signal, a report, the end of a worker or the next due time, and handle it."""
         pipes = {worker.pipe: worker for worker in self._workers() if not worker.silent}
         ends = {worker.process.sentinel: worker for worker in self._workers()}
         now = monotonic()
@@ -129,42 +130,42 @@ class _Supervisor:
         for what in happened:
             if what is self.signals:
                 for number in self.signals.recv(64):
-                    self._signalled(number)
+                    self._on_signal(number)
             elif isinstance(what, Connection):
-                self._heard(pipes[what])
+                self._on_report(pipes[what])
         for what in happened:
             if isinstance(what, int):
-                self._ended(ends[what])
+                self._on_end(ends[what])
         if monotonic() >= self.deadline:
             for worker in self._workers():
                 worker.process.kill()
 
-    def _heard(self, worker: Worker) -> None:
+    def _on_report(self, worker: Worker) -> None:
         worker.silent = True
         try:
-            told: Told = worker.pipe.recv()
+            report: Report = worker.pipe.recv()
         except (EOFError, OSError):
-            return  # its end will be noticed
-        if told.ready:
+            return  # its sentinel will fire
+        if report.ready:
             worker.ready_since = monotonic()
             if not self.announced and all(each.ready_since for each in self._workers()):
                 self.announced = True
-                print(told.text, flush=True)
+                print(report.text, flush=True)
         elif not self.announced:
-            self.status = _fail(told.text) if not self.stopping else 1
+            self.status = _fail(report.text) if not self.stopping else 1
             self._stop()
         else:
-            log.error("worker %d cannot serve: %s", worker.member, told.text)
+            log.error("worker %d cannot serve: %s", worker.member, report.text)
 
-    def _ended(self, worker: Worker) -> None:
+    def _on_end(self, worker: Worker) -> None:
         place = self.places[worker.member]
         worker.process.join()
         worker.pipe.close()
         place.worker = None
-        self._board.tell(worker.member, ABSENT)
+        self._board.publish(worker.member, ABSENT)
         mark_process_dead(worker.member, self.folder)  # type: ignore[no-untyped-call]
         if self.stopping:
-            if worker.process.exitcode not in (0, -signal.SIGTERM):  # by a signal: before it had begun
+            if worker.process.exitcode not in (0, -signal.SIGTERM):  # SIGTERM: it had not started yet
                 self.status = 1
             return
         lived = worker.ready_since is not None and monotonic() - worker.ready_since >= LONG_LIVED
@@ -172,14 +173,16 @@ class _Supervisor:
         wait = 0.0 if place.deaths == 1 else min(LONGEST_WAIT, FIRST_WAIT * 2 ** (place.deaths - 2))
         place.due = monotonic() + wait
         how = _cause(worker.process.exitcode)
-        if place.deaths >= LAST_STRAW and not any(each.ready_since for each in self._workers()):
-            self.status = _fail(f"workers keep ending before they serve ({how}); the log may say why")
+        if place.deaths >= MAX_DEATHS and not any(each.ready_since for each in self._workers()):
+            self.status = _fail(
+                f"workers keep exiting before they serve ({how}); read the log for the reason"
+            )
             self._stop()
             return
         self._restarts.inc()
         log.error("worker %d %s; another starts in %.1f s", worker.member, how, wait)
 
-    def _signalled(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if number == signal.SIGTERM and not self.stopping:
             for worker in self._workers():
                 worker.process.terminate()
@@ -190,7 +193,7 @@ class _Supervisor:
             self.deadline = monotonic()
 
     def _stop(self) -> None:
-        """Without waiting for balancers: a closed pipe says so."""
+        """Close the pipes, which stops the workers without draining."""
         self.hurried = True
         for worker in self._workers():
             worker.silent = True
@@ -199,17 +202,17 @@ class _Supervisor:
 
     def _end_within(self, seconds: float) -> None:
         self.stopping = True
-        self.listener.close()  # else connections would still be taken that nobody accepts
+        self.listener.close()  # else the kernel would take connections that no worker accepts
         self.deadline = monotonic() + seconds
 
 
 def work(
     settings: Settings, listener: socket.socket, url: str, folder: Path, member: int, pipe: Connection
 ) -> None:
-    """A worker: loads, says so, serves until SIGTERM or until the pipe is closed."""
-    from service.server.server import serve_as_worker  # the supervisor needs none of what this brings
+    """The main function of a worker: load, report, serve until SIGTERM or until the pipe is closed."""
+    from service.server.server import serve_as_worker  # the supervisor does not need these imports
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all; the supervisor passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the supervisor passes it on
     share(folder, str(member))
 
     def stop_with_the_supervisor(stop: Callable[[], None]) -> None:
@@ -222,24 +225,28 @@ def work(
         Thread(target=stop_with_the_supervisor, args=(stop,), daemon=True, name="supervisor").start()
 
     board = Board(folder, settings.processes())
-    serve_as_worker(settings, listener, url, board, member, started, lambda *told: pipe.send(Told(*told)))
+    serve_as_worker(
+        settings, listener, url, board, member, started, lambda *report: pipe.send(Report(*report))
+    )
     supervisor = multiprocessing.parent_process()
-    if supervisor and not supervisor.is_alive():  # killed, and so could not tidy up
+    if supervisor and not supervisor.is_alive():  # it was killed and could not clean up
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def share(folder: Path, member: str) -> None:
-    """Keep this process's metrics in `folder`, as the part of `member`; before there are any.
+    """Keep the metrics of this process in `folder` under the name `member`. Call it before any metric exists.
 
-    A worker that takes the place of a dead one goes on with its counters: none falls, no file is left over.
+    A worker that replaces a dead one continues its counters: no counter falls, and no file is left over.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     values.ValueClass = values.MultiProcessValue(lambda: member)  # type: ignore[no-untyped-call]
 
 
 def _context() -> Any:  # the stubs of these two have no common base
-    """Forking from a process that has imported everything and done nothing makes a worker in a tenth of the
-    time, and most of its memory is shared. Apple's libraries do not survive forks.
+    """The way to start workers: fork server on Linux, spawn elsewhere.
+
+    Forking a process that has only done the imports takes a tenth of the time, and most memory is shared.
+    Apple's libraries do not survive forks.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -250,7 +257,7 @@ def _context() -> Any:  # the stubs of these two have no common base
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """SIGTERM and SIGINT as bytes of a socket, which can be waited for beside other things."""
+    """A socket that yields a byte for each SIGTERM and SIGINT, so that `connection.wait` covers them."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = {

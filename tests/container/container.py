@@ -1,8 +1,8 @@
-"""Runs an image with what Linux has, as the `docker run` lines of README and docker-compose.yml say.
+"""Runs an image with Linux namespaces, as `docker run` or docker-compose.yml would.
 
-A container here has its own mounts, processes, network, host name and message queues, a user without any
-capability, and the root filesystem of the image. It has no cgroup and no published ports: calls are made from
-within its network, so that the ports are the image's own.
+A container here has its own mounts, processes, network, host name and message queues, a user without
+capabilities, and the root filesystem of the image. It has no cgroup and no published ports: tests call it
+from inside its network, on the image's own ports.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ CLONE_NEWNET = 0x40000000
 
 @dataclass(frozen=True)
 class Options:
-    """How a container is started, whoever said so."""
+    """How a container is started."""
 
     image: str
     volumes: tuple[tuple[str, str, bool], ...] = ()  # source, target, read-only
@@ -40,10 +40,10 @@ class Options:
     read_only: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     command: tuple[str, ...] = ()  # empty: the image's
-    unprivileged: bool = False  # no capabilities, none to be gained
+    unprivileged: bool = False  # without capabilities, and unable to gain any
 
     def with_sources(self, **folders: Path) -> "Options":
-        """The same with other folders behind the volumes, named by their last part outside."""
+        """The same options with other source folders, given by the last part of the original path."""
         volumes = tuple(
             (str(folders.get(Path(source).name, source)), target, read_only)
             for source, target, read_only in self.volumes
@@ -52,7 +52,7 @@ class Options:
 
 
 def from_compose(name: str, command: tuple[str, ...] = (), **variables: str) -> Options:
-    """A service of docker-compose.yml; variables that are not given have the file's defaults."""
+    """A service of docker-compose.yml; `variables` override the defaults in the file."""
 
     def resolved(text: str) -> str:
         return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1], found[2]), text)
@@ -61,7 +61,7 @@ def from_compose(name: str, command: tuple[str, ...] = (), **variables: str) -> 
     service = file["services"][name]
     known = {"build", "image", "profiles", "ports", "volumes", "tmpfs", "user", "read_only", "environment"}
     known |= {"cap_drop", "security_opt", "restart", "stop_grace_period", "env_file"}
-    assert set(service) <= known, f"{set(service) - known}: teach the tests what that means"
+    assert set(service) <= known, f"{set(service) - known} is not supported by the tests; add it"
     return Options(
         image=service["image"],
         volumes=tuple(volume(resolved(each)) for each in service.get("volumes", [])),
@@ -77,7 +77,7 @@ def from_compose(name: str, command: tuple[str, ...] = (), **variables: str) -> 
 
 
 def from_docker_run(line: str) -> Options:
-    """The options of a `docker run` command as a page shows it."""
+    """The options of a `docker run` command line."""
     words = iter(shlex.split(line.replace("\\\n", " ")))
     assert (next(words), next(words)) == ("docker", "run")
     found: dict[str, list[str]] = {}
@@ -90,7 +90,7 @@ def from_docker_run(line: str) -> Options:
             break
     known = {"--rm", "--read-only", "--detach", "-p", "-v", "-e", "--tmpfs", "--user", "--cap-drop"}
     known |= {"--security-opt", "--name"}
-    assert set(found) <= known, f"{set(found) - known}: teach the tests what that means"
+    assert set(found) <= known, f"{set(found) - known} is not supported by the tests; add it"
     return Options(
         image=word,
         volumes=tuple(volume(each) for each in found.get("-v", [])),
@@ -111,10 +111,10 @@ def volume(text: str) -> tuple[str, str, bool]:
 
 @dataclass
 class Container:
-    """A running one. `lines` grows with what it prints."""
+    """A running container. `lines` grows with its output."""
 
     process: subprocess.Popen[str]
-    init: int  # its first process, as the machine numbers it
+    init: int  # the pid of its first process, outside the container
     started: float
     spec: dict[str, Any]
     config: dict[str, Any]
@@ -122,7 +122,7 @@ class Container:
 
     @contextmanager
     def network(self) -> Iterator[None]:
-        """Sockets that this thread opens inside are in the container's network."""
+        """Put the sockets that this thread opens into the container's network."""
         libc = ctypes.CDLL(None, use_errno=True)
 
         def enter(file: Any) -> None:
@@ -137,7 +137,7 @@ class Container:
                 enter(ours)
 
     def execute(self, *command: str, seconds: float = 30) -> subprocess.CompletedProcess[str]:
-        """As `docker exec` would."""
+        """Run a command as `docker exec` would."""
         user, group = self.spec["user"], self.spec["group"]
         enter = ("nsenter", f"--target={self.init}", "--mount", "--net", "--pid", "--root", "--wd")
         return subprocess.run(
@@ -150,20 +150,20 @@ class Container:
         )
 
     def healthy(self) -> bool:
-        """What the image's HEALTHCHECK says."""
+        """The result of the image's HEALTHCHECK."""
         kind, *command = self.config["Healthcheck"]["Test"]
-        assert kind == "CMD", "the exec form: there may be no shell"
+        assert kind == "CMD", "use the exec form, because the image may have no shell"
         return self.execute(*command).returncode == 0
 
     def stop(self, seconds: float = 30) -> int:
-        """As `docker stop` would, but without the kill at its end; the exit status."""
+        """Stop the container as `docker stop` would, without its final kill; returns the exit status."""
         os.kill(self.init, signal.SIGTERM)
         return self.process.wait(seconds)
 
 
 @contextmanager
 def running(options: Options, config: dict[str, Any], root: Path) -> Iterator[Container]:
-    """The container, until the end of the block at the latest. `config` and `root` are the image's."""
+    """A running container, killed at the end. `config` and `root` are the image's."""
     user, _, group = (options.user or config["User"]).partition(":")
     spec = {
         "root": str(root),
@@ -178,7 +178,7 @@ def running(options: Options, config: dict[str, Any], root: Path) -> Iterator[Co
     }
     for target in (*options.tmpfs, *(target for _, target, _ in options.volumes)):
         (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)  # as Docker does
-    # What Docker writes into every container.
+    # Docker writes this into every container.
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n", encoding="utf-8")
     unshare = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--kill-child")
     started = time.monotonic()
@@ -197,7 +197,7 @@ def running(options: Options, config: dict[str, Any], root: Path) -> Iterator[Co
         yield container
     finally:
         if process.poll() is None:
-            os.kill(container.init, signal.SIGKILL)  # and with it all processes of its namespace
+            os.kill(container.init, signal.SIGKILL)  # and with it every process of its namespace
             process.wait(10)
         reader.join(10)
         assert process.stdout is not None
@@ -211,7 +211,7 @@ def init_of(process: subprocess.Popen[str]) -> int:
             return int(found[0])
         time.sleep(0.01)
     process.kill()
-    raise AssertionError("unshare started nothing")
+    raise AssertionError("unshare started no process")
 
 
 def environment_of(config: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Becomes the first process of a container: root runs it as `unshare … python launch.py SPEC`.
+"""Becomes the first process of a container. Root runs it as `unshare … python launch.py SPEC`.
 
 SPEC is JSON: root, read_only, mounts [[source, target, read_only]], tmpfs [target], user, group, folder,
-environment, command. What it leaves to the process is what `docker run --cap-drop ALL --security-opt
-no-new-privileges` does: the root filesystem, /proc, a minimal /dev, a loopback interface, no capabilities.
+environment, command. The process gets what `docker run --cap-drop ALL --security-opt no-new-privileges`
+gives: the root filesystem, /proc, a minimal /dev, a loopback interface, and no capabilities.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ def make_devices(folder: str) -> None:
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
     for name, (major, minor) in DEVICES.items():
         os.mknod(f"{folder}/{name}", stat.S_IFCHR, os.makedev(major, minor))
-        os.chmod(f"{folder}/{name}", 0o666)  # whatever the umask is
+        os.chmod(f"{folder}/{name}", 0o666)  # mknod applied the umask
     os.mkdir(f"{folder}/shm")
     mount("-t", "tmpfs", "-o", "mode=1777,size=64m", "tmpfs", f"{folder}/shm")
 

@@ -1,6 +1,6 @@
-"""Builds the images of the Dockerfile with Debian's buildah and debootstrap: no engine, no registry.
+"""Builds the images of the Dockerfile with buildah and debootstrap, without an engine or a registry.
 
-All of it lives in one folder that is removed afterwards: nothing is left in the machine's own storage.
+Everything is in one folder that is removed afterwards; the machine's own storage stays untouched.
 """
 
 import ast
@@ -19,9 +19,9 @@ from typing import Any
 from tests.checkout import ROOT
 
 NEEDED = ("buildah", "debootstrap", "unshare", "nsenter")
-BASE = "docker.io/library/python:3.12-slim"  # what FROM asks for; what it gets here is made below
+BASE = "docker.io/library/python:3.12-slim"  # the image in FROM, replaced by the one made below
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
-# What pip needs to reach the packages of this machine. It goes into the base image, which is not kept.
+# pip's settings for reaching a package index. They go into the base image, which is not kept.
 PIP_KEYS = (
     "index-url",
     "extra-index-url",
@@ -42,8 +42,8 @@ class Store:
         self.local_indexes: list[str] = []
 
     def buildah(self, *arguments: str, seconds: float = 60) -> str:
-        # vfs and chroot work on every kernel and within other containers. buildah heeds STORAGE_DRIVER only
-        # where no --root is given.
+        # vfs and chroot work on every kernel and inside other containers. buildah ignores STORAGE_DRIVER
+        # when --root is given.
         places = ("--root", str(self.folder / "root"), "--runroot", str(self.folder / "runroot"))
         environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(self.folder)}
         return run(
@@ -51,7 +51,7 @@ class Store:
         )
 
     def make_base(self) -> None:
-        """A Debian with Python, under the name of the official slim image."""
+        """Make a Debian image with Python under the name of the official slim image."""
         container = self.buildah("from", "scratch").strip()
         root = Path(self.buildah("mount", container).strip())
         run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), seconds=300)
@@ -64,7 +64,7 @@ class Store:
         settings = {}
         for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
             key, value = line.split("=", 1)
-            settings[key.rpartition(".")[2]] = ast.literal_eval(value)  # the environment comes last and wins
+            settings[key.rpartition(".")[2]] = ast.literal_eval(value)  # the environment comes last
         lines = [f"{key} = {settings[key]}" for key in PIP_KEYS if key in settings]
         if certificate := settings.get("cert"):
             shutil.copy(certificate, root / "etc/pip.crt")
@@ -73,11 +73,11 @@ class Store:
         for word in " ".join(settings.get(key, "") for key in PIP_KEYS).split():
             path = word.removeprefix("file://")
             if path.startswith("/") and Path(path).is_dir():
-                # An index in a folder keeps its files beside `simple`.
+                # An index in a folder keeps its files next to `simple`.
                 self.local_indexes.append(str(Path(path).parent if path.endswith("/simple") else path))
 
     def build(self, target: str, *options: str, seconds: float = 240) -> str:
-        """Build one target of the Dockerfile; the image's name."""
+        """Build one target of the Dockerfile; returns the name of the image."""
         volumes = [f"--volume={path}:{path}:ro" for path in self.local_indexes]
         self.buildah(
             *("bud", "--format", "docker", "--pull-never", "--network", "host", "--target", target),
@@ -102,7 +102,7 @@ class Store:
             self.buildah("rm", container)
 
     def remove(self) -> None:
-        """Unmount and delete everything, whatever state it is in."""
+        """Unmount and delete everything, in any state."""
         for line in reversed(Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()):
             if (mount := line.split()[1]).startswith(f"{self.folder}/"):
                 subprocess.run(["umount", "--lazy", mount], check=False)
@@ -111,7 +111,7 @@ class Store:
 
 @contextmanager
 def store() -> Iterator[Store]:
-    """A store in a temporary folder, gone afterwards, also when building failed."""
+    """A store in a temporary folder, removed at the end even if a build failed."""
     images = Store(Path(tempfile.mkdtemp(prefix="vaeserve-images-")))
     try:
         yield images
@@ -120,7 +120,7 @@ def store() -> Iterator[Store]:
 
 
 def run(*command: str, seconds: float = 60, env: dict[str, str] | None = None) -> str:
-    """What the command prints; raises when it fails, and stops all that it has started when time is up."""
+    """The output of the command. Raises if it fails; kills its process group after `seconds`."""
     process = subprocess.Popen(
         command,
         env=env,
@@ -141,7 +141,7 @@ def run(*command: str, seconds: float = 60, env: dict[str, str] | None = None) -
 
 
 def size(folder: Path) -> int:
-    """Bytes of the files below a folder, links counted once: what an image's layers unpack to."""
+    """Bytes of the files in a folder, each hard-linked file once: the unpacked size of an image."""
     seen: dict[int, int] = {}
     for path in folder.rglob("*"):
         status = path.lstat()

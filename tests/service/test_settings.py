@@ -1,3 +1,5 @@
+"""Settings come from flags, the environment and defaults, and explain themselves."""
+
 import pickle
 
 import pytest
@@ -13,16 +15,16 @@ def _no_environment(monkeypatch):
         monkeypatch.delenv(f"VAESERVE_{name.upper()}", raising=False)
 
 
-def test_every_setting_says_what_it_is_for_and_has_a_default():
+def test_every_setting_has_a_description_and_a_default():
     Settings()
     for name, field in Settings.model_fields.items():
         assert len(field.description or "") > 10, name
 
 
-def test_flags_win_over_the_environment_which_wins_over_the_defaults(monkeypatch):
+def test_flags_override_the_environment_which_overrides_the_defaults(monkeypatch):
     monkeypatch.setenv("VAESERVE_PORT", "9001")
     monkeypatch.setenv("VAESERVE_MAX_BODY", "64MiB")
-    monkeypatch.setenv("VAESERVE_DEFAULT_MODEL", "")  # as compose hands over an unset variable
+    monkeypatch.setenv("VAESERVE_DEFAULT_MODEL", "")  # as compose passes an unset variable
     settings = settings_from(["--port", "9002", "--no-access-log"])
     assert settings.port == 9002
     assert settings.max_body == 64 << 20
@@ -31,12 +33,12 @@ def test_flags_win_over_the_environment_which_wins_over_the_defaults(monkeypatch
     assert not settings.access_log
 
 
-def test_settings_do_not_change():
+def test_settings_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1
 
 
-def test_settings_go_to_worker_processes_as_they_are(tmp_path):
+def test_settings_survive_pickling_for_workers(tmp_path):
     settings = Settings(models=tmp_path, max_body=5 << 20, workers=3, access_log=False)
     assert pickle.loads(pickle.dumps(settings)) == settings
 
@@ -53,7 +55,7 @@ def test_settings_go_to_worker_processes_as_they_are(tmp_path):
         (["--nonsense"], "--nonsense"),
     ],
 )
-def test_a_wrong_setting_is_named_by_flag_and_variable(arguments, complaint, capsys):
+def test_an_invalid_setting_is_named_by_flag_and_variable(arguments, complaint, capsys):
     with pytest.raises(SystemExit) as stopped:
         settings_from(arguments)
     assert stopped.value.code == 2
@@ -72,7 +74,7 @@ def test_help_lists_every_flag_with_its_variable(capsys):
     assert "vae-serve check" in said
 
 
-def test_one_cpu_is_left_for_requests(monkeypatch):
+def test_one_cpu_is_reserved_for_requests(monkeypatch):
     monkeypatch.setattr("service.settings.usable_cpus", lambda: 8)
     assert Settings(workers=1).model_threads() == 7
     assert Settings(workers=4).model_threads() == 1
@@ -81,7 +83,7 @@ def test_one_cpu_is_left_for_requests(monkeypatch):
 
 
 @pytest.mark.parametrize(("cpus", "workers", "threads"), [(1, 1, 1), (2, 2, 1), (8, 8, 1), (64, 8, 7)])
-def test_there_are_as_many_workers_as_cpus_and_the_rest_are_threads(monkeypatch, cpus, workers, threads):
+def test_workers_default_to_the_cpus_up_to_eight(monkeypatch, cpus, workers, threads):
     monkeypatch.setattr("service.settings.usable_cpus", lambda: cpus)
     assert (Settings().processes(), Settings().model_threads()) == (workers, threads)
     assert Settings(workers=3).processes() == 3

@@ -10,8 +10,7 @@ import pytest
 
 from service.settings import Settings, WrongSettings
 from tests.conftest import in_a_thread
-from tests.live import VAE_SERVE, free_port
-from tests.service.server.test_main import run
+from tests.live import VAE_SERVE, free_port, run
 from vaeserve.client import Client
 from vaeserve.client.errors import BadRequest
 
@@ -183,4 +182,4 @@ def test_tls(workers, repository, tmp_path):
     ended = run(*flags)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert f"{cert} and {key} cannot be used for TLS" in line
+    assert f"cannot use {cert} and {key} for TLS" in line

@@ -1,4 +1,4 @@
-"""Connections are shared between workers, and none is left waiting for one that does not come."""
+"""Workers share connections evenly, and no connection waits for a worker that does not accept."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ def connected(listener, number):
 
 
 class Taker:
-    """A worker as the acceptor sees it: it keeps what it is given."""
+    """A worker that keeps every connection it is given."""
 
     def __init__(self, listener, board, member):
         self.taken = []
@@ -40,15 +40,15 @@ class Taker:
 async def until(condition, seconds=10.0):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "the condition did not hold"
         await asyncio.sleep(0.002)
 
 
 @pytest.mark.parametrize("number", [2, 32, 33])
-def test_connections_that_come_at_once_are_shared(tmp_path, number):
+def test_simultaneous_connections_are_shared(tmp_path, number):
     async def scenario():
         with listening() as listener, contextlib.ExitStack() as stack:
-            # Two on one loop: the first to be called would take all, if it did not look at the other.
+            # Two acceptors on one loop: without the board the first one called would take all.
             again = stack.enter_context(listener.dup())
             takers = [Taker(each, Board(tmp_path, 2), n) for n, each in enumerate([listener, again])]
             for connection in connected(listener, number):
@@ -63,11 +63,11 @@ def test_connections_that_come_at_once_are_shared(tmp_path, number):
     assert many - few <= 1
 
 
-def test_who_has_more_takes_what_the_other_leaves(tmp_path):
+def test_the_fuller_worker_takes_what_the_other_leaves(tmp_path):
     async def scenario():
         with listening() as listener, contextlib.ExitStack() as stack:
             board = Board(tmp_path, 2)
-            board.tell(1, 0)  # has none, and does not come for any
+            board.publish(1, 0)  # has no connections and accepts none
             taker = Taker(listener, board, 0)
             stack.callback(taker.close)
             for connection in connected(listener, 5):
@@ -77,18 +77,18 @@ def test_who_has_more_takes_what_the_other_leaves(tmp_path):
     asyncio.run(scenario())
 
 
-def test_who_does_not_accept_is_not_waited_for(tmp_path):
+def test_a_worker_that_does_not_accept_is_ignored(tmp_path):
     board, other = Board(tmp_path, 3), Board(tmp_path, 3)
     assert board.fewest_of_others(0) is None
-    board.tell(0, 7)
-    other.tell(2, 4)
+    board.publish(0, 7)
+    other.publish(2, 4)
     assert board.fewest_of_others(0) == 4
     assert other.fewest_of_others(2) == 7
-    other.tell(2, ABSENT)
+    other.publish(2, ABSENT)
     assert board.fewest_of_others(0) is None
 
 
-def test_what_is_closed_accepts_no_more(tmp_path):
+def test_a_closed_acceptor_accepts_nothing(tmp_path):
     async def scenario():
         with listening() as listener:
             board = Board(tmp_path, 2)
@@ -103,8 +103,8 @@ def test_what_is_closed_accepts_no_more(tmp_path):
     asyncio.run(scenario())
 
 
-def who_has_them(url, number):
-    """How many of so many connections each worker has: it counts the ids in X-Request-ID from a beginning."""
+def connections_per_worker(url, number):
+    """The connections of each worker out of `number`; each worker has its own prefix in X-Request-ID."""
     host, port = url.removeprefix("http://").split(":")
     with contextlib.ExitStack() as stack:
         connections = [
@@ -116,13 +116,13 @@ def who_has_them(url, number):
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = connection.recv(1 << 16).decode().lower()
             identity = answer.split("x-request-id: ")[1].split("\r\n")[0]
-            workers.append(identity[:12])  # the digits that do not count on
+            workers.append(identity[:12])  # the prefix; the other digits count
     return sorted(workers.count(worker) for worker in set(workers))
 
 
-def test_two_workers_have_as_many_connections_each(repository):
+def test_two_workers_get_the_same_number_of_connections(repository):
     with serving(repository, "--workers", "2") as url:
         deadline = time.monotonic() + 30
-        while (found := who_has_them(url, 16)) != [8, 8]:  # the second worker may still be loading
+        while (found := connections_per_worker(url, 16)) != [8, 8]:  # the second worker may still be loading
             assert time.monotonic() < deadline, found
             time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Stopping: what is in flight is finished, and balancers have the time to notice."""
+"""Stopping finishes requests in flight and gives load balancers time to notice."""
 
 import json
 import signal
@@ -8,13 +8,13 @@ import time
 import httpx
 import pytest
 
-from tests.live import running
+from tests.live import SECONDS, running, until
 
-SECONDS = 60
+JSON = {"Content-Type": "application/json"}
 
 
-def ask(url, body, part):
-    """A connection on which a request was begun: its head, and `part` of its body."""
+def begin(url, body, part):
+    """A connection with an unfinished request, of which the head and `part` of the body are sent."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=SECONDS)
     head = f"POST /decode?model=tiny HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
@@ -23,7 +23,7 @@ def ask(url, body, part):
 
 
 def answer(connection):
-    """Status, headers and body of the answer, up to the end of the connection."""
+    """Status, headers and body of the answer, read until the connection closes."""
     received = b""
     while chunk := connection.recv(1 << 16):
         received += chunk
@@ -34,13 +34,13 @@ def answer(connection):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_drained_service_finishes_what_it_began_and_still_takes_more(workers, repository, tmp_path):
+def test_a_draining_service_finishes_requests_and_still_accepts_more(workers, repository, tmp_path):
     body = json.dumps({"latents": [[0.0] * 4]}).encode()
     flags = ["--workers", workers, "--drain-seconds", "3"]
     with running(repository, *flags, log=tmp_path / "log") as (process, url):
         time.sleep(1)  # for the second worker
-        begun = [ask(url, body, 10) for _ in range(8)]
-        time.sleep(0.5)  # until they are with the workers
+        begun = [begin(url, body, 10) for _ in range(8)]
+        time.sleep(0.5)  # until the workers have them
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         late = httpx.get(f"{url}/readyz")
@@ -55,7 +55,7 @@ def test_a_drained_service_finishes_what_it_began_and_still_takes_more(workers, 
         for connection in half:
             connection.sendall(body[10:])
         answers = [answer(connection) for connection in half]
-        while True:  # until nothing more is accepted
+        while True:  # until the service stops accepting
             try:
                 socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5).close()
             except OSError:
@@ -73,21 +73,16 @@ def test_a_drained_service_finishes_what_it_began_and_still_takes_more(workers, 
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_waits_for_no_balancer(workers, repository):
+def test_ctrl_c_does_not_wait_for_balancers(workers, repository):
     with running(repository, "--workers", workers, "--drain-seconds", "600") as (process, _):
         time.sleep(1)
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 0
 
 
-def test_a_second_sigterm_ends_the_waiting(repository):
+def test_a_second_sigterm_ends_draining(repository):
     with running(repository, "--drain-seconds", "600") as (process, url):
         process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + SECONDS
-        while httpx.get(f"{url}/readyz").status_code != 503:
-            assert time.monotonic() < deadline
+        until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
-
-
-JSON = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""Logs and traces: what a collector of either receives from a running service."""
+"""Logs and traces, as collectors receive them from a running service."""
 
 import json
 import os
@@ -10,12 +10,11 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.live import running
-from tests.service.server.test_main import run
+from tests.live import run, running
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_json_logs_are_one_object_a_line(workers, repository, tmp_path):
+def test_json_logs_have_one_object_per_line(workers, repository, tmp_path):
     flags = ["--access-log", "--log-format", "json", "--default-model", "tiny", "--workers", workers]
     with running(repository, *flags, log=tmp_path / "log") as (process, url):
         httpx.get(f"{url}/sample?n=2&seed=12345", headers={"X-Request-ID": "abc-1"})
@@ -44,7 +43,7 @@ def test_json_logs_are_one_object_a_line(workers, repository, tmp_path):
 
 @pytest.fixture
 def collector():
-    """An OTLP collector: its URL, and the spans that came to it."""
+    """An OTLP collector, as its URL and the spans it received."""
     spans = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -67,7 +66,7 @@ def collector():
         server.shutdown()
 
 
-def test_traces_go_to_a_collector_and_continue_the_caller_s(repository, tmp_path, collector):
+def test_traces_reach_the_collector_and_continue_the_trace_of_the_caller(repository, tmp_path, collector):
     endpoint, spans = collector
     trace, parent = os.urandom(16), os.urandom(8)
     flags = ["--otel", "--default-model", "tiny"]
@@ -86,7 +85,7 @@ def test_traces_go_to_a_collector_and_continue_the_caller_s(repository, tmp_path
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_traces_without_a_collector_are_refused(free_port):
+def test_otel_without_a_collector_is_an_error(free_port):
     ended = run("--otel", "--port", free_port)
     assert ended.returncode == 1
     assert ended.stderr == "vae-serve: --otel needs OTEL_EXPORTER_OTLP_ENDPOINT, the URL of a collector\n"

@@ -1,60 +1,26 @@
-"""The command `vae-serve`, as a process of its own."""
+"""The command `vae-serve`, run as a process."""
 
-import contextlib
-import os
 import signal
 import socket
-import subprocess
 
 import httpx
 import pytest
 
 from service.__main__ import check
 from tests.bundles import make_bundle
-from tests.live import VAE_SERVE, until_ready
-
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("VAESERVE_")}
+from tests.live import run, running
 
 
-def run(*arguments):
-    """A run that is expected to end by itself."""
-    return subprocess.run(
-        [VAE_SERVE, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
-    )
-
-
-@contextlib.contextmanager
-def started(folder, *arguments, **environment):
-    """A running `vae-serve`, its URL, and the file that its output goes to."""
-    output = folder / "output"
-    with (
-        output.open("wb") as file,
-        subprocess.Popen(
-            [VAE_SERVE, *map(str, arguments)],
-            cwd=folder,
-            env=ENVIRONMENT | {"VAESERVE_DRAIN_SECONDS": "0"} | environment,
-            stdout=file,
-            stderr=file,
-        ) as process,
-    ):
-        try:
-            yield process, output
-        finally:
-            process.kill()
-
-
-def test_serves_until_sigterm_and_says_what_and_where(repository, tmp_path, free_port):
-    url = f"http://127.0.0.1:{free_port}"
-    # One process, which is ready when it has said so.
-    where = {"VAESERVE_MODELS": str(repository), "VAESERVE_PORT": str(free_port), "VAESERVE_WORKERS": "1"}
-    with started(tmp_path, "--access-log", **where) as (process, output):
-        until_ready(f"{url}/readyz", process)
+def test_serves_until_sigterm_and_prints_a_banner(repository, tmp_path):
+    log = tmp_path / "log"
+    # With one process the banner is printed before /readyz answers 200.
+    with running(repository, "--access-log", log=log, cwd=tmp_path, VAESERVE_WORKERS="1") as (process, url):
         answer = httpx.get(f"{url}/sample?n=4&model=tiny", headers={"Accept": "image/png"})
         assert answer.content.startswith(b"\x89PNG")
         assert "server" not in answer.headers
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        said = output.read_text()
+        said = log.read_text()
     assert f"vaeserve 0.1.0 at {url}, documentation at {url}/docs" in said
     assert "colour@1: images 12×10×3, latents 2×3×4" in said
     assert "tiny@2: images 8×8×1, latents 4" in said
@@ -63,19 +29,16 @@ def test_serves_until_sigterm_and_says_what_and_where(repository, tmp_path, free
     assert "Traceback" not in said
 
 
-def test_ctrl_c_is_no_error(repository, tmp_path, free_port):
-    with started(tmp_path, "--models", repository, "--port", free_port) as (process, output):
-        until_ready(f"http://127.0.0.1:{free_port}/readyz", process)
+def test_ctrl_c_exits_with_status_0(repository, tmp_path):
+    with running(repository, log=tmp_path / "log") as (process, _):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-        assert "Traceback" not in output.read_text()
+        assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_worker_processes_serve_with_the_same_settings(repository, tmp_path, free_port):
-    url = f"http://127.0.0.1:{free_port}"
-    flags = ["--models", repository, "--port", free_port, "--workers", 2, "--max-samples", 5]
-    with started(tmp_path, *flags) as (process, output):
-        until_ready(f"{url}/readyz", process)
+def test_workers_share_the_settings(repository, tmp_path):
+    log = tmp_path / "log"
+    with running(repository, "--workers", "2", "--max-samples", "5", log=log) as (process, url):
         for _ in range(10):
             answer = httpx.get(f"{url}/sample?n=6&model=tiny")
             if answer.status_code != 503:  # the other worker may still be loading
@@ -83,13 +46,13 @@ def test_worker_processes_serve_with_the_same_settings(repository, tmp_path, fre
                 assert "than the 5" in answer.json()["detail"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        said = output.read_text()
+        said = log.read_text()
     assert "2 processes of 1 model thread" in said
     assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nothing_to_serve_is_said_in_one_sentence(tmp_path, free_port, workers):
+def test_a_repository_without_models_is_an_error_of_one_line(tmp_path, free_port, workers):
     ended = run("--models", tmp_path, "--port", free_port, "--workers", workers)
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
@@ -99,7 +62,7 @@ def test_nothing_to_serve_is_said_in_one_sentence(tmp_path, free_port, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_provider_that_is_not_there_is_said_in_one_sentence(repository, free_port, workers):
+def test_a_missing_provider_is_an_error_of_one_line(repository, free_port, workers):
     ended = run("--models", repository, "--port", free_port, "--provider", "cuda", "--workers", workers)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
@@ -107,7 +70,7 @@ def test_a_provider_that_is_not_there_is_said_in_one_sentence(repository, free_p
     assert "install onnxruntime-gpu in its place, or leave out --provider" in line
 
 
-def test_the_reason_of_a_single_bad_bundle_is_said(tmp_path, free_port):
+def test_the_error_of_the_only_bundle_is_printed(tmp_path, free_port):
     bundle = make_bundle(tmp_path)
     (bundle / "golden.npz").write_bytes(b"")
     ended = run("--models", tmp_path, "--port", free_port)
@@ -116,29 +79,29 @@ def test_the_reason_of_a_single_bad_bundle_is_said(tmp_path, free_port):
     assert line.startswith(f"vae-serve: no model can be served: {bundle}/golden.npz has 0 bytes")
 
 
-def test_a_port_in_use_is_said_in_one_sentence(repository):
+def test_a_port_in_use_is_an_error_of_one_line(repository):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         ended = run("--models", repository, "--port", port)
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
         f"vae-serve: cannot listen on 127.0.0.1:{port} (Address already in use); "
-        "stop what is there, or choose another --port"
+        "stop the program that uses it, or choose another --port"
     ]
 
 
-def test_a_host_that_is_none_is_said_in_one_sentence(repository):
+def test_an_unknown_host_is_an_error_of_one_line(repository):
     ended = run("--models", repository, "--host", "no.such.host.invalid")
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert "cannot listen on no.such.host.invalid:8000" in line
 
 
-def test_version():
+def test_version_is_printed():
     assert run("--version").stdout == "vaeserve 0.1.0\n"
 
 
-def test_check(repository, tmp_path):
+def test_check_prints_one_line_for_each_bundle(repository, tmp_path):
     ended = run("check", repository)
     assert ended.returncode == 0
     assert [line.split()[:2] for line in ended.stdout.splitlines()] == [
@@ -163,25 +126,25 @@ def test_check(repository, tmp_path):
     ("damage", "said"),
     [
         ("missing graph", "decoder.onnx"),
-        ("no graph", "decoder.onnx"),
+        ("broken graph", "decoder.onnx"),
         ("newer format", "made by a newer vaeserve"),
-        ("no manifest that can be read", "manifest.json"),
-        ("another place", "says it is tiny@1; put it at tiny/1"),
+        ("broken manifest", "manifest.json"),
+        ("wrong folder", "says it is tiny@1; put it at tiny/1"),
     ],
 )
-def test_check_says_what_is_wrong(damage, said, tmp_path, capsys):
+def test_check_names_the_damage(damage, said, tmp_path, capsys):
     bundle = make_bundle(tmp_path)
     manifest = bundle / "manifest.json"
     match damage:
         case "missing graph":
             (bundle / "decoder.onnx").unlink()
-        case "no graph":
+        case "broken graph":
             (bundle / "decoder.onnx").write_bytes(b"torn")
         case "newer format":
             manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-        case "no manifest that can be read":
+        case "broken manifest":
             manifest.write_text("{")
-        case "another place":
+        case "wrong folder":
             bundle.parent.rename(tmp_path / "other")
     assert check([str(tmp_path)]) == 1
     (line,) = capsys.readouterr().out.splitlines()
@@ -190,7 +153,7 @@ def test_check_says_what_is_wrong(damage, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("folder", ["empty", "missing"])
-def test_check_of_nothing(folder, tmp_path):
+def test_check_fails_if_there_is_no_bundle(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     ended = run("check", tmp_path / folder)
     assert ended.returncode == 1

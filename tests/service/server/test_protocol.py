@@ -1,4 +1,4 @@
-"""Bytes that are no HTTP get an answer of the same shape as everything else."""
+"""Broken and unfinished requests get problem documents, and clients can read them."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.live import running
 
 
 def exchange(url, data):
-    """Everything that comes back for these bytes."""
+    """The answer to these bytes, up to the end of the connection."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), timeout=10) as connection:
         connection.sendall(data)
@@ -37,7 +37,7 @@ def exchange(url, data):
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the first bytes of https
     ],
 )
-def test_what_is_no_http_is_refused_as_a_problem(service_url, data):
+def test_bytes_that_are_not_http_get_a_problem_document(service_url, data):
     head, _, body = exchange(service_url, data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert b"content-type: application/problem+json" in head.lower()
@@ -46,12 +46,12 @@ def test_what_is_no_http_is_refused_as_a_problem(service_url, data):
     assert f"x-request-id: {said['instance']}".encode() in head.lower()
 
 
-# --- refused while it is still being sent -----------------------------------------------------------------
+# --- requests refused while the client still sends ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory):
-    """A service that waits for a body no longer than a blink."""
+    """A service that waits 0.2 s for a body."""
     models = tmp_path_factory.mktemp("models")
     make_bundle(models, "tiny")
     log = models.with_name("log")
@@ -83,12 +83,12 @@ SLOW = HEAD + b"Content-Length: 1000000\r\n\r\n["
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\nxyz\r\n", 400),
         (b"GET /" + b"a" * 70_000, 431),
     ],
-    ids=["slow", "slow chunks", "too large", "no http", "no chunk", "a long head"],
+    ids=["slow", "slow chunks", "too large", "not http", "broken chunk", "long head"],
 )
-def test_who_is_still_sending_can_send_on_and_read_the_refusal(connection, data, status):
-    """No reset: it would break the sending, and may take away the answer."""
+def test_a_client_that_still_sends_can_read_the_refusal(connection, data, status):
+    """A reset would make the send fail and might lose the answer."""
     connection.sendall(data)
-    assert select.select([connection], [], [], 30)[0]  # refused, and the service's half is closed
+    assert select.select([connection], [], [], 30)[0]  # refused, and the service has closed its half
     for _ in range(100):
         connection.sendall(b"1," * 1000)
     answer = b""
@@ -100,8 +100,8 @@ def test_who_is_still_sending_can_send_on_and_read_the_refusal(connection, data,
     assert b"connection: close" in head.lower()
 
 
-def test_nobody_can_send_on_for_ever(connection):
-    """What comes after a refusal is thrown away, up to a limit of bytes and one of time."""
+def test_the_body_of_a_refused_request_is_limited_in_size(connection):
+    """The rest of the body is discarded, up to LINGER_BYTES."""
     connection.sendall(SLOW)
     assert select.select([connection], [], [], 30)[0]
     sent = 0
@@ -113,7 +113,7 @@ def test_nobody_can_send_on_for_ever(connection):
     assert protocol.LINGER_BYTES <= sent < 64 << 20
 
 
-def test_nobody_can_hold_a_connection_after_a_refusal(connection):
+def test_the_body_of_a_refused_request_is_limited_in_time(connection):
     connection.sendall(SLOW)
     assert select.select([connection], [], [], 30)[0]
     pieces = 0

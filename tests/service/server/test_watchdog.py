@@ -1,4 +1,4 @@
-"""Processes whose event loop really hangs end, and those that only stood still do not."""
+"""A process with a hanging event loop exits; a process that was only stopped does not."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ import httpx
 import pytest
 
 from tests.bundles import make_bundle
-from tests.live import running
-from tests.service.server.test_workers import SECONDS, children, until, workers
+from tests.live import SECONDS, running, until
+from tests.service.server.processes import children, workers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers through /proc")
 
-# Every Python process imports this. What is drawn for few images is drawn on the event loop.
+# Every Python process imports sitecustomize. Latents for few images are sampled on the event loop.
 HANGS = """
 import os, time
 from vaeserve.bundle.prior import Prior
@@ -35,7 +35,7 @@ Prior.draw = hanging
 
 @pytest.fixture
 def hangs(tmp_path):
-    """A repository, the environment of a service that hangs while `hang` is there, and `hang`."""
+    """A repository, the environment of a service that hangs while the file `hang` exists, and `hang`."""
     make_bundle(tmp_path / "models")
     (tmp_path / "python").mkdir()
     (tmp_path / "python/sitecustomize.py").write_text(HANGS)
@@ -48,7 +48,7 @@ def ask_in_vain(url):
         httpx.get(f"{url}/sample", timeout=SECONDS)
 
 
-def test_alone_it_ends_with_a_status_and_says_where_it_hung(hangs, tmp_path):
+def test_a_single_process_exits_and_logs_where_it_hung(hangs, tmp_path):
     models, environment, hang = hangs
     log = tmp_path / "log"
     with running(models, "--workers", "1", "--stuck-after", "1", log=log, **environment) as (process, url):
@@ -62,7 +62,7 @@ def test_alone_it_ends_with_a_status_and_says_where_it_hung(hangs, tmp_path):
     assert "in hanging" in log.read_text()
 
 
-def test_a_worker_that_hangs_is_replaced(hangs, tmp_path):
+def test_a_hanging_worker_is_replaced(hangs, tmp_path):
     models, environment, hang = hangs
     log = tmp_path / "log"
     with running(models, "--workers", "2", "--stuck-after", "1", log=log, **environment) as (process, url):
@@ -82,14 +82,14 @@ def test_a_worker_that_hangs_is_replaced(hangs, tmp_path):
         assert process.wait(SECONDS) == 0
 
 
-def test_a_process_that_was_stopped_as_a_whole_goes_on(hangs):
+def test_a_process_that_was_stopped_continues(hangs):
     models, environment, _ = hangs
     with running(models, "--workers", "1", "--stuck-after", "3", **environment) as (process, url):
         assert not children(process.pid)
         process.send_signal(signal.SIGSTOP)
         time.sleep(6)
         process.send_signal(signal.SIGCONT)
-        time.sleep(2)  # a look, and another
+        time.sleep(2)  # two checks of the watchdog
         assert httpx.get(f"{url}/sample", timeout=SECONDS).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
