@@ -44,7 +44,7 @@ async def similarity(request: Request, query: Annotated[SimilarityOptions, Query
 
 
 def matrix(metric: str, places: Floats, posterior: Posterior | None) -> Doubles:
-    """All pairs of n points by `metric`, float64 [n, n], symmetric to the bit; see docs/latent-routes.md."""
+    """All pairs of n points by `metric`, float64 [n, n], symmetric to the bit; see docs/latent-space.md."""
     mean = places.reshape(len(places), -1).astype(np.float64)
     if metric == "cosine" or posterior is None:
         lengths = np.linalg.norm(mean, axis=1, keepdims=True)
