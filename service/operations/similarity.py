@@ -60,7 +60,7 @@ async def similarity(service: Service, model: Model, options: SimilarityOptions,
 
 
 def matrix(metric: str, latents: Floats, posterior: Posterior | None) -> Doubles:
-    """All pairs of n points by `metric`, float64 [n, n], exactly symmetric; docs/latent-space.md has them."""
+    """All pairs of n points by `metric`, float64 [n, n], symmetric; docs/latent-space.md defines them."""
     mean = latents.reshape(len(latents), -1).astype(np.float64)
     if metric == "cosine" or posterior is None:
         lengths = np.linalg.norm(mean, axis=1, keepdims=True)
