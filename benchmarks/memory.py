@@ -18,7 +18,7 @@ import numpy as np
 from service.core.metrics import resident_bytes
 from tests.live import running
 from tests.service.server.processes import workers
-from vaeserve.client import Client
+from vaeserve import Client
 
 CALLERS = 4
 EVERY = 10.0

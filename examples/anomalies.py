@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaeserve.client import Client
+from vaeserve import Client
 
 files = sorted(Path(sys.argv[1]).rglob("*.png"))
 with Client(os.environ.get("VAESERVE_URL", "http://127.0.0.1:8000")) as client:

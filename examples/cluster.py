@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.cluster import KMeans
 
-from vaeserve.client import Client
+from vaeserve import Client
 from vaeserve.client.png import png
 
 CLUSTERS, SHOWN = 10, 12

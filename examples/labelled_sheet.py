@@ -8,7 +8,7 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from vaeserve.client import Client
+from vaeserve import Client
 from vaeserve.client.png import png
 
 COLUMNS = 10

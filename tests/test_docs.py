@@ -14,7 +14,7 @@ from PIL import Image
 from typer.main import get_command
 
 import training.__main__ as vae_train
-import vaeserve.client.__main__ as vae_client
+import vaeserve.client.cli as vae_client
 from tests import documents
 from tests.checkout import ROOT
 

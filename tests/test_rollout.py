@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.live import SECONDS, VAE_SERVE, free_port, until, until_ready
-from vaeserve.client import Client
+from vaeserve import Client
 
 pytestmark = [
     pytest.mark.heavy,

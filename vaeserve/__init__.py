@@ -1,22 +1,25 @@
-"""`Client` calls a vaeserve service over HTTP; `open_bundle` runs a model without one.
+"""Two names: `Client` calls a vaeserve service over HTTP, `open_bundle` runs a model without a service.
 
 Both are imported when they are first used, because each needs an extra of its own: `Client` needs
-`vaeserve[client]`; `open_bundle` needs the base install.
+`vaeserve[client]`, `open_bundle` needs the base install.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vaeserve.bundle.engine import open_bundle
-    from vaeserve.client import Client
+    from vaeserve.client.client import Client
 
 __all__ = ["Client", "open_bundle"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Client":
-        from vaeserve.client import Client
-
+        try:
+            from vaeserve.client.client import Client
+        except ModuleNotFoundError as error:
+            message = f"Client needs {error.name}: pip install 'vaeserve[client]'"
+            raise ImportError(message, name=error.name) from None
         return Client
     if name == "open_bundle":
         from vaeserve.bundle.engine import open_bundle

@@ -4,7 +4,7 @@ import pytest
 
 from tests.bundles import make_bundle
 from tests.live import serving
-from vaeserve.client import Client
+from vaeserve import Client
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.bulk import after_parts, compare, kill_and_repeat, while_merging
-from vaeserve.client import Client
-from vaeserve.client.__main__ import app
-from vaeserve.client.bulk import runner as bulk
+from vaeserve import Client
+from vaeserve.client.bulk import runner
 from vaeserve.client.bulk.job import Failure, Part, Task, opened
 from vaeserve.client.bulk.sources import Entry, find, read
-from vaeserve.client.bulk.throttle import Pace
+from vaeserve.client.bulk.throttle import ConcurrencyLimit
+from vaeserve.client.cli import app
 from vaeserve.client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
 from vaeserve.client.png import png as as_png
 
@@ -102,30 +102,30 @@ def overloaded(seconds):
     return error
 
 
-def test_pace_is_halved_once_a_round_and_grows_again():
-    pace = Pace(8)
+def test_the_limit_is_halved_once_a_round_and_grows_again():
+    limit = ConcurrencyLimit(8)
     started = time.monotonic()
     for _ in range(8):
-        pace.overloaded(started, 0)
-    assert pace.limit == 4
-    pace.overloaded(time.monotonic() + 1, 0)
-    assert pace.limit == 2
+        limit.overloaded(started, 0)
+    assert limit.limit == 4
+    limit.overloaded(time.monotonic() + 1, 0)
+    assert limit.limit == 2
     for _ in range(100):
-        pace.went_well()
-    assert pace.limit == 8
+        limit.succeeded()
+    assert limit.limit == 8
 
 
-def test_nobody_asks_before_the_service_said_so_and_no_more_than_it_takes():
-    pace, inside, most = Pace(8), [], []
+def test_requests_wait_for_retry_after_and_stay_below_the_limit():
+    limit, inside, most = ConcurrencyLimit(8), [], []
 
     def visit():
-        with pace:
+        with limit:
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.01)
             inside.pop()
 
-    pace.overloaded(time.monotonic(), 0.2)
+    limit.overloaded(time.monotonic(), 0.2)
     started = time.monotonic()
     threads = [threading.Thread(target=visit) for _ in range(12)]
     for thread in threads:
@@ -147,7 +147,7 @@ def test_a_request_is_repeated_until_it_succeeds(failure):
             raise failures.pop()
         return {"mean": np.zeros((len(files), 1))}
 
-    rows, failed = bulk.Conductor(concurrency=2, patience=60).rows(call, sources(3))
+    rows, failed = runner.Conductor(concurrency=2, patience=60).rows(call, sources(3))
     assert [indices for indices, _ in rows] == [[0, 1, 2]]
     assert not failed
     assert not failures
@@ -158,7 +158,7 @@ def test_patience_ends():
         raise overloaded(0.01)
 
     with pytest.raises(Overloaded):
-        bulk.Conductor(concurrency=2, patience=0.05).rows(call, sources(3))
+        runner.Conductor(concurrency=2, patience=0.05).rows(call, sources(3))
 
 
 def sources(count):
@@ -180,7 +180,7 @@ def test_files_that_are_refused_cost_the_others_nothing(pointing):
             raise BadRequest(422, "bad-image", "is broken", "id", errors)
         return {"mean": np.array([[float(file)] for file in files])}
 
-    rows, failed = bulk.Conductor(concurrency=1, patience=60).rows(call, sources(128))
+    rows, failed = runner.Conductor(concurrency=1, patience=60).rows(call, sources(128))
     assert sorted(each.entry for each in failed) == [3, 4, 90, 127]
     done = {
         i: value[0] for indices, columns in rows for i, value in zip(indices, columns["mean"], strict=True)
@@ -195,7 +195,7 @@ def test_what_no_file_is_to_blame_for_ends_the_job(status, kind):
         raise kind(status, "slug", "says no", "id", [])
 
     with pytest.raises(kind, match="says no"):
-        bulk.Conductor(concurrency=1, patience=0).rows(call, sources(4))
+        runner.Conductor(concurrency=1, patience=0).rows(call, sources(4))
 
 
 def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole, tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole
     def moody(*arguments, **options):
         return Client(*arguments, transport=Moody(), **options)
 
-    monkeypatch.setattr("vaeserve.client.bulk.collection.Client", moody)
+    monkeypatch.setattr("vaeserve.client.bulk.commands.Client", moody)
     monkeypatch.setattr("vaeserve.client.bulk.runner.BYTES", 40 * 80)  # some 40 of these files
     monkeypatch.setattr("vaeserve.client.bulk.runner.LONGEST_WAIT", 0.05)
     monkeypatch.setattr("vaeserve.client.client.random.uniform", lambda low, high: 0.0)
@@ -260,7 +260,7 @@ def test_it_goes_on_with_what_was_found_first(folder, service, tmp_path, monkeyp
     assert "holds another job (encode " in other.output
     result = run(service, "encode", photos, "-o", tmp_path / "e.npz")
     assert result.exit_code == 3, result.output
-    assert "going on at 256 of 300" in result.output
+    assert "resuming at 256 of 300" in result.output
     assert f"failed: {photos / '0299.png'}: " in result.output
     with np.load(tmp_path / "e.npz") as archive:
         assert list(archive["path"]) == [str(photos / f"{index:04d}.png") for index in range(299)]
@@ -426,7 +426,7 @@ def test_a_seed_that_is_made_up_is_kept(service, tmp_path, monkeypatch):
     assert run(service, *arguments).exit_code == 1
     result = run(service, *arguments)
     assert result.exit_code == 0, result.output
-    assert "going on at 128 of 300" in result.output
+    assert "resuming at 128 of 300" in result.output
     with np.load(tmp_path / "s.npz") as archive, Client(service) as client:
         assert_same_pixels(archive["images"], client.sample(300, seed=int(archive["seed"])).images)
 
@@ -443,7 +443,7 @@ def test_samples_never_go_into_a_folder_that_has_something(service, tmp_path):
 def test_a_mistake_in_a_command_leaves_no_job(service, tmp_path):
     result = run(service, "sample", "-n", 2, "--label", "cat", "-o", tmp_path / "s.npy")
     assert result.exit_code == 1
-    assert "cannot sample by label" in result.output
+    assert "was published without labels" in result.output
     assert list(tmp_path.iterdir()) == []
 
 

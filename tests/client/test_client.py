@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeserve.client import BadRequest, Client, Overloaded, ServerFault, Unreachable
+from vaeserve import Client
 from vaeserve.client import client as module
+from vaeserve.client.errors import BadRequest, Overloaded, ServerFault, Unreachable
 from vaeserve.client.png import png as as_png
 
 rng = np.random.default_rng(0)
@@ -82,7 +83,7 @@ def test_another_model_is_named_at_the_client(service):
 def test_pictures_come_as_png(client):
     one = client.picture("/sample", None, n=1, seed=7)
     assert Image.open(io.BytesIO(one)).size == (8, 8)
-    sheet = client.picture("/decode", np.zeros((4, 4)))
+    sheet = client.picture("/decode", latents=np.zeros((4, 4)))
     assert Image.open(io.BytesIO(sheet)).size == (22, 22)
 
 
@@ -188,9 +189,9 @@ def test_the_limit_of_a_service_on_images_is_found_out(service, client):
 
 
 def test_arrays_and_files_in_one_call_are_refused(client):
-    with pytest.raises(TypeError, match="not both"):
+    with pytest.raises(TypeError, match="not one kind"):
         client.encode([IMAGES[0], png(IMAGES[1])])
-    with pytest.raises(ValueError, match="latents must be"):
+    with pytest.raises(ValueError, match="latents are"):
         client.decode(np.zeros(4))
 
 
@@ -295,16 +296,18 @@ def test_scores_are_those_of_the_service_for_any_number_of_images(client):
 
 def test_ways_through_the_latent_space(client):
     mean = client.encode(IMAGES[:2]).mean
-    frames = client.interpolate(IMAGES[:2], 5)
-    np.testing.assert_array_equal(frames, client.interpolate(mean, 5))
+    frames = client.interpolate(IMAGES[:2], n=5)
+    np.testing.assert_array_equal(frames, client.interpolate(latents=mean, n=5))
     np.testing.assert_array_equal(frames[[0, -1]], client.decode(mean))
-    moved = client.traverse(mean[:1], dimensions=[2, 0], n=3, extent=1)
+    moved = client.traverse(latents=mean[:1], dimensions=[2, 0], n=3, extent=1)
     assert moved.images.shape == (2, 3, 8, 8, 1)
     assert (moved.dimensions.tolist(), moved.values.tolist()) == ([2, 0], [-1, 0, 1])
     assert client.traverse(top=1, n=2).images.shape == (1, 2, 8, 8, 1)
-    total = client.arithmetic(mean, [2, -1])
+    total = client.arithmetic(latents=mean, weights=[2, -1])
     np.testing.assert_allclose(total.latents, 2 * mean[0] - mean[1], atol=1e-5)
     np.testing.assert_array_equal(total.image, client.decode(total.latents[np.newaxis])[0])
+    mixed = client.interpolate(IMAGES[:1], latents=mean[1:], n=5)  # in JSON
+    np.testing.assert_allclose(mixed.astype(int), frames, atol=1)
     alike = client.similarity(IMAGES)
     np.testing.assert_allclose(np.diag(alike), 1, atol=1e-6)
     assert client.map("tiny")["points"].shape == (40, 2)

@@ -1,5 +1,9 @@
 """`vae-client` as a person types it, against a live service."""
 
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -7,7 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vaeserve.client.__main__ import _progress, app
+from vaeserve import Client
+from vaeserve.client.bulk.runner import prefetch
+from vaeserve.client.cli import app
+from vaeserve.client.errors import ClientError
 
 rng = np.random.default_rng(0)
 
@@ -80,24 +87,78 @@ def test_a_bad_row_is_reported_last_and_costs_the_others_nothing(service, tmp_pa
     latents[7] = np.nan
     np.save(tmp_path / "latents.npy", latents)
     result = run(service, "decode", tmp_path / "latents.npy", "-o", tmp_path / "images.npy")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "39 of 40 images" in result.output
     assert result.output.strip().splitlines()[-1].startswith("failed: row 7: ")
+    failure = json.loads((tmp_path / "images.npy.failed.jsonl").read_text())
+    assert failure["path"] == "row 7"
+    assert np.load(tmp_path / "images.npy").shape == (39, 8, 8, 1)
+
+
+def test_an_interrupted_decode_resumes_and_a_changed_file_is_another_job(
+    service, tmp_path, monkeypatch, client
+):
+    latents = rng.standard_normal((600, 4)).astype(np.float32)
+    np.save(tmp_path / "latents.npy", latents)
+    command = ("decode", tmp_path / "latents.npy", "-o", tmp_path / "images.npy", "--concurrency", 1)
+    calls, decode = [], Client.decode
+
+    def fail_at_the_third(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise ClientError("the power is out")
+        return decode(self, rows)
+
+    monkeypatch.setattr("vaeserve.client.bulk.runner.PART_ROWS", 128)
+    monkeypatch.setattr(Client, "decode", fail_at_the_third)
+    stopped = run(service, *command)
+    assert (stopped.exit_code, "the power is out" in stopped.output) == (1, True)
+    np.save(tmp_path / "latents.npy", latents + 1)
+    assert "holds another job" in run(service, *command).output
+    np.save(tmp_path / "latents.npy", latents)
+    result = run(service, *command)
+    assert result.exit_code == 0, result.output
+    assert "resuming at 256 of 600" in result.output
+    assert sum(calls[3:]) == 600 - 256
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), decode(client, latents))
+    assert not (tmp_path / "images.npy.parts").exists()
 
 
 def test_embeddings_are_decoded_by_the_model_that_made_them(service, tmp_path):
     np.savez(tmp_path / "e.npz", mean=np.zeros((1, 4), np.float32), model="tiny@7")
     result = run(service, "decode", tmp_path / "e.npz", "-o", tmp_path / "images.png")
     assert result.exit_code == 1
-    assert "tiny@7 is not loaded; there is tiny@1" in result.output
+    assert "choose one with --model; the service has colour@1, tiny@1" in result.output
 
 
-def test_results_are_computed_only_a_little_ahead():
+def test_results_are_prefetched_up_to_a_limit():
     started, taken = [], 0
     jobs = [partial(started.append, index) for index in range(100)]
-    for taken, _ in enumerate(_progress(jobs, 2), 1):
-        assert len(started) <= taken + 4
+    with ThreadPoolExecutor(2) as pool:
+        for taken, _ in enumerate(prefetch(pool, jobs, 4), 1):
+            assert len(started) <= taken + 4
     assert (taken, len(started)) == (100, 100)
+
+
+@pytest.mark.parametrize("package", ["httpx", "typer", "rich"])
+def test_a_missing_package_is_a_sentence(package):
+    hide = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['vae-client', '--help']"
+    code = f"{hide}; from vaeserve.client.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"vae-client needs {package}; install it with: pip install 'vaeserve[client]'"
+    ]
+
+
+def test_the_client_needs_no_command_line_packages():
+    code = (
+        "import sys; sys.modules.update(typer=None, rich=None); from vaeserve import Client; Client().close()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    hidden = code.replace("typer=None", "httpx=None")
+    result = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, timeout=60)
+    assert "Client needs httpx: pip install 'vaeserve[client]'" in result.stderr
 
 
 def test_embeddings_decode_to_reconstructions(service, folder, tmp_path):

@@ -1,7 +1,8 @@
-"""Images and latents → request bodies: one file as it is, several as a form, arrays as npy."""
+"""Images and latents as request bodies: a single file as it is, several as a form, arrays as npy."""
 
 import base64
 import io
+import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -11,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ByteImages = NDArray[np.uint8]  # [n, h, w, c]
+from vaeserve.client.results import ByteImages, Floats
+
 ImageFile = str | os.PathLike[str] | bytes  # a path, or the bytes of a file
 Images = ImageFile | Sequence[ImageFile] | Sequence[ByteImages] | ByteImages
-Rows = Sequence[ImageFile] | NDArray[Any]  # what can be cut into several requests
+Latents = NDArray[np.floating]  # [n, *latent]
+Rows = Sequence[ImageFile] | NDArray[Any]  # can be split over several requests
 
-NPY = "application/x-npy"
-
-_TYPES = (
+MAGIC = (
     (b"\x89PNG", "image/png"),
     (b"\xff\xd8", "image/jpeg"),
     (b"GIF8", "image/gif"),
@@ -41,54 +42,61 @@ def image_rows(images: Images) -> Rows:
     if isinstance(images, str | os.PathLike | bytes):
         return [images]
     if not len(images):
-        raise ValueError("there are no images")
+        raise ValueError("there are no images; give one or more")
     files = [image for image in images if isinstance(image, str | os.PathLike | bytes)]
     if len(files) == len(images):
         return files
     if files:
-        raise TypeError("send either arrays or files, not both in one call")
+        raise TypeError("images are both arrays and files, not one kind; send them in two calls")
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(
-            f"arrays must be uint8 [n, h, w, c] or [n, h, w], got {array.dtype} {list(array.shape)}"
+            f"images are {array.dtype} {list(array.shape)}; they must be uint8 [n, h, w, c] or [n, h, w]"
         )
     return array
 
 
-def latent_rows(latents: NDArray[np.floating]) -> Rows:
+def latent_rows(latents: Latents) -> Floats:
     """Latents as float32 [n, *latent]."""
     array = np.ascontiguousarray(latents, np.float32)
     if array.ndim < 2 or len(array) == 0:
-        raise ValueError(f"latents must be [n, *latent] with n ≥ 1, got {list(array.shape)}")
+        raise ValueError(f"latents are {list(array.shape)}; they must be [n, *latent] with n ≥ 1")
     return array
 
 
-def body(rows: Rows, *, forms: bool) -> Body:
-    """The body for these rows. `forms`: whether the service reads multipart/form-data."""
+def rows_body(rows: Rows, *, forms: bool) -> Body:
+    """The smallest body for images or latents. `forms`: whether the service reads multipart/form-data."""
     if isinstance(rows, np.ndarray):
-        return _npy(rows)
-    files = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in rows]
+        file = io.BytesIO()
+        np.save(file, np.ascontiguousarray(rows), allow_pickle=False)
+        return Body(file.getvalue(), "application/x-npy")
+    files = _contents(rows)
     if len(files) == 1:
-        for magic, media_type in _TYPES:
+        for magic, media_type in MAGIC:
             if files[0].startswith(magic):
                 return Body(files[0], media_type)
-    return _form(files) if forms else _json(files)
+    return _form(files) if forms else json_body(files)
 
 
-def _npy(array: NDArray[Any]) -> Body:
-    file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-    return Body(file.getvalue(), NPY)
+def json_body(images: Rows | None, latents: Floats | None = None) -> Body:
+    """Images and latents in one JSON body, which is the only kind that holds both."""
+    fields: dict[str, Any] = {}
+    if isinstance(images, np.ndarray):
+        fields["images"] = images.tolist()
+    elif images is not None:
+        fields["images"] = [base64.b64encode(file).decode() for file in _contents(images)]
+    if latents is not None:
+        fields["latents"] = latents.tolist()
+    return Body(json.dumps(fields).encode(), "application/json")
+
+
+def _contents(files: Sequence[ImageFile]) -> list[bytes]:
+    return [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files]
 
 
 def _form(files: list[bytes]) -> Body:
-    boundary = secrets.token_hex(16)  # so long that no image has it inside
+    boundary = secrets.token_hex(16)  # long enough to occur in no image
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="image"\r\n\r\n'.encode()
     parts = [piece for file in files for piece in (head, file, b"\r\n")]
     content = b"".join([*parts, f"--{boundary}--\r\n".encode()])
     return Body(content, f"multipart/form-data; boundary={boundary}")
-
-
-def _json(files: list[bytes]) -> Body:
-    encoded = ",".join(f'"{base64.b64encode(file).decode()}"' for file in files)
-    return Body(f'{{"images":[{encoded}]}}'.encode(), "application/json")

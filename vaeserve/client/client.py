@@ -1,4 +1,4 @@
-"""`Client`: encode, decode, reconstruct, sample and the latent routes over HTTP, with numpy on both sides."""
+"""`Client`: every operation of the service over HTTP, with numpy arrays in and out."""
 
 import io
 import random
@@ -7,19 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
 from vaeserve.client import bodies
-from vaeserve.client.bodies import Body, ByteImages, Images, Rows
+from vaeserve.client.bodies import Body, Images, Latents, Rows
 from vaeserve.client.errors import BadRequest, Refused, Unreachable, refused
-from vaeserve.client.latent import Scores, Sum, Traversal
-
-Floats = NDArray[np.float32]
-Points = Images | NDArray[np.floating]  # images, or latents [n, *latent]
+from vaeserve.client.results import (
+    ByteImages,
+    Floats,
+    Posterior,
+    Reconstructions,
+    Samples,
+    Scores,
+    Sum,
+    Traversal,
+)
 
 NPZ = "application/x-npz"
 ROWS = 128  # images or latents of one request; more are sent as several, in order
@@ -29,41 +35,19 @@ FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.5, 8.0, 60.0  # seconds
 Answer = tuple[dict[str, NDArray[Any]], httpx.Response]  # its arrays, and the rest of it
 
 
-class Posterior(NamedTuple):
-    """q(z|x) of each image: mean and logvar, float32 [n, *latent]; `model` is name@version."""
-
-    mean: Floats
-    logvar: Floats
-    model: str
-
-
-class Reconstructions(NamedTuple):
-    """Images uint8 [n, h, w, c] and their mean squared error on [0, 1], float [n]."""
-
-    images: ByteImages
-    error: NDArray[np.floating]
-    model: str
-
-
-class Samples(NamedTuple):
-    """Images uint8 [n, h, w, c] drawn from the prior; the same seed draws them again."""
-
-    images: ByteImages
-    seed: int
-    model: str
-
-
 class Client:
-    """A connection to one service. Thread-safe; close it, or use it as a context manager.
+    """A connection to one service. Thread-safe. Close it, or use it as a context manager.
 
         with Client("http://localhost:8000") as client:
             latents = client.encode("photo.jpg").mean
             images = client.decode(latents)
 
     Images are paths, bytes of image files, or arrays uint8 [n, h, w, c] (or [n, h, w]) of exactly the
-    model's size. `model` is `name` or `name@version`; None takes the service's default. Everything the
-    service does is safe to repeat, so 429, 503 and broken connections are tried again, with growing
-    pauses or the Retry-After that it asks for. What is too large for one request goes in several.
+    model's size. `model` is `name` or `name@version`; None is the service's default. Everything the service
+    does is safe to repeat, so 429, 503 and broken connections are retried, after growing pauses or the
+    Retry-After of the answer. Whatever is too large for one request is sent in several.
+
+    The errors are in vaeserve.client.errors.
     """
 
     def __init__(
@@ -82,7 +66,7 @@ class Client:
         self._model = model
         self._retries = retries
         self._sleep = sleep
-        # What was learned of the service: earlier ones read no forms, and limits are theirs to set.
+        # Learned from the service: older ones read no forms, and each has its own limits.
         self._forms = True
         self._rows = ROWS
 
@@ -100,7 +84,7 @@ class Client:
         return np.concatenate([arrays["images"] for arrays, _ in parts])
 
     def reconstruct(self, images: Images) -> Reconstructions:
-        """Each image through encoder and decoder, and how far it comes out from what went in."""
+        """Each image through encoder and decoder, with its squared error."""
         parts = self._of_rows("/reconstruct", bodies.image_rows(images), {})
         return Reconstructions(
             np.concatenate([arrays["images"] for arrays, _ in parts]),
@@ -119,28 +103,28 @@ class Client:
         label: str | int | None = None,
         truncation: float | None = None,
     ) -> Samples:
-        """`n` images from the prior. Without a seed the service makes one up and says which.
+        """`n` images from the prior. Without a seed the service makes one up and returns it.
 
-        `first` begins at that image of the seed: `sample(2, seed=7, first=5)` are the last two of
-        `sample(7, seed=7)`. `prior`: "normal", "mixture" or "flow", None the one that the model prefers;
-        `label`, a name or its place among the model's labels, draws images of that label; `truncation` cuts
-        the noise off at so many deviations.
+        `first` is the row of the seed to begin at: `sample(2, seed=7, first=5)` are the last two of
+        `sample(7, seed=7)`. `prior` is "normal", "mixture" or "flow"; None is the model's own choice.
+        `label`, a name or a number, draws images of that label. `truncation` cuts the noise off at that many
+        deviations.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        asked = {
+        options = {
             "temperature": temperature,
             "seed": seed,
             "prior": prior,
             "label": label,
             "truncation": truncation,
         }
-        query = {name: value for name, value in asked.items() if value is not None}
+        query = {name: value for name, value in options.items() if value is not None}
 
         def ask(rows: range) -> httpx.Response:
             cut = {"n": len(rows)} | _from(first + rows.start)
             response = self._request("/sample", None, query | cut, NPZ)
-            query["seed"] = int(response.headers["X-Seed"])  # one for all of the requests
+            query["seed"] = int(response.headers["X-Seed"])  # the same for the next requests
             return response
 
         parts = self._parts(n, ask)
@@ -150,11 +134,12 @@ class Client:
     def score(
         self, images: Images, *, k: int | None = None, seed: int | None = None, first: int = 0
     ) -> Scores:
-        """How well the model explains each image, and how unusual that is; `k`: also the bound.
+        """How well the model explains each image, and how unusual that is.
 
-        The noise is that of the rows of `seed` from `first` on, one for each image.
+        `k` adds the importance-weighted bound with k samples. Image i has the noise of row `first` + i of
+        `seed`.
         """
-        seed = random.getrandbits(32) if seed is None else seed  # one for all of the requests
+        seed = random.getrandbits(32) if seed is None else seed  # the same for all requests
         query = {"seed": seed} | ({} if k is None else {"k": k})
         rows = bodies.image_rows(images)
 
@@ -173,15 +158,26 @@ class Client:
             model=_same_model(parts),
         )
 
-    def interpolate(self, points: Points, n: int = 9, *, method: str = "slerp") -> ByteImages:
-        """`n` images uint8 [n, h, w, c] on the way between two images or latents; method slerp or lerp."""
-        response = self._send("/interpolate", _points(points), {"n": n, "method": method}, NPZ)
-        return _arrays(response)["images"]
+    def interpolate(
+        self,
+        images: Images | None = None,
+        *,
+        latents: Latents | None = None,
+        n: int = 9,
+        method: str = "slerp",
+    ) -> ByteImages:
+        """`n` frames uint8 [n, h, w, c] from one point to another.
+
+        The two points are images, latents [m, *latent], or one of each, images first. `method`: slerp or
+        lerp.
+        """
+        return self._points("/interpolate", images, latents, {"n": n, "method": method})[0]["images"]
 
     def traverse(
         self,
-        point: Points | None = None,
+        images: Images | None = None,
         *,
+        latents: Latents | None = None,
         dimensions: Sequence[int] | None = None,
         top: int = 8,
         n: int = 9,
@@ -189,57 +185,68 @@ class Client:
     ) -> Traversal:
         """What single dimensions do to one image or latent, from -extent to +extent in n steps.
 
-        Without `dimensions`, the `top` ones with the highest KL; without a point, at latents of 0.
+        Without `dimensions`, the `top` ones with the highest KL. Without a point, around the origin.
         """
         query: dict[str, Any] = {"top": top, "n": n, "extent": extent}
         if dimensions is not None:
             query["dimensions"] = ",".join(map(str, dimensions))
-        if point is None:
-            response = self._request("/traverse", Body(b"{}", "application/json"), query, NPZ)
-        else:
-            response = self._send("/traverse", _points(point), query, NPZ)
-        found = _arrays(response)
-        images = found["images"].reshape(len(found["dimensions"]), n, *found["images"].shape[1:])
-        return Traversal(images, found["dimensions"], found["values"], response.headers["X-Model"])
+        found, model = self._points("/traverse", images, latents, query)
+        frames = found["images"].reshape(len(found["dimensions"]), n, *found["images"].shape[1:])
+        return Traversal(frames, found["dimensions"], found["values"], model)
 
-    def arithmetic(self, points: Points, weights: Sequence[float] | None = None) -> Sum:
-        """The weighted sum of images or latents, decoded: weights [1, -1, 1] are a - b + c.
+    def arithmetic(
+        self,
+        images: Images | None = None,
+        *,
+        latents: Latents | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> Sum:
+        """The weighted sum of images and latents, images first, decoded: weights [1, -1, 1] are a - b + c.
 
-        Without weights, their average.
+        Without weights, the average.
         """
         query = {} if weights is None else {"weights": ",".join(map(str, weights))}
-        response = self._send("/arithmetic", _points(points), query, NPZ)
-        found = _arrays(response)
-        return Sum(found["images"][0], found["latents"][0], response.headers["X-Model"])
+        found, model = self._points("/arithmetic", images, latents, query)
+        return Sum(found["images"][0], found["latents"][0], model)
 
-    def similarity(self, points: Points, *, metric: str = "cosine") -> Floats:
-        """How alike images or latents are, float32 [n, n]: by cosine; or, of images alone, how far apart by
-        mahalanobis or symmetric_kl."""
-        response = self._send("/similarity", _points(points), {"metric": metric}, NPZ)
-        return _arrays(response)["matrix"]
+    def similarity(
+        self, images: Images | None = None, *, latents: Latents | None = None, metric: str = "cosine"
+    ) -> Floats:
+        """How alike images and latents are, images first: float32 [n, n].
+
+        The cosine, or for images alone the distances `mahalanobis` and `symmetric_kl`.
+        """
+        return self._points("/similarity", images, latents, {"metric": metric})[0]["matrix"]
 
     def map(self, model: str) -> dict[str, NDArray[Any]]:
-        """The map of a model's latent space: mean, components, points, labels, latents, thumbnails, …"""
+        """The map of a model's latent space: mean, components, points, labels, latents and thumbnails."""
         response = self._request(f"/models/{model.replace('@', '/versions/')}/map", None, {}, NPZ)
         return _arrays(response)
 
     def picture(
-        self, route: str, rows: Points | None = None, *, media_type: str = "image/png", **query: Any
+        self,
+        route: str,
+        images: Images | None = None,
+        *,
+        latents: Latents | None = None,
+        media_type: str = "image/png",
+        **query: Any,
     ) -> bytes:
-        """What `route` (for instance "/sample") shows as a PNG: one image, or all as a contact sheet.
+        """The answer of a route, for instance "/sample", as a picture: one image, or all as a contact sheet.
 
-        `media_type`: image/jpeg, and of /interpolate the animations image/gif and image/webp.
+        `media_type`: image/png, image/jpeg, and for /interpolate the animations image/gif and image/webp.
         """
-        if rows is None:
+        if images is None and latents is None:
             return self._request(route, None, query, media_type).content
-        return self._send(route, _points(rows), query, media_type).content
+        return self._send_points(route, images, latents, query, media_type).content
 
     def models(self) -> dict[str, Any]:
-        """What is loaded: the answer of GET /models."""
+        """The loaded models: the answer of GET /models."""
         answer: dict[str, Any] = self._request("/models", None, {}, "application/json").json()
         return answer
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -251,13 +258,13 @@ class Client:
         self.close()
 
     def _of_rows(self, route: str, rows: Rows, query: Mapping[str, Any]) -> list[Answer]:
-        """The answers for all of these images or latents."""
+        """The answers for all rows."""
         return self._parts(
             len(rows), lambda part: self._send(route, rows[part.start : part.stop], query, NPZ)
         )
 
     def _parts(self, total: int, ask: Callable[[range], httpx.Response]) -> list[Answer]:
-        """The answers for so many rows, in their order; requests that are too large are sent in halves."""
+        """The answers for `total` rows, in their order. A request that is too large is halved."""
         done = 0
         parts: list[Answer] = []
         while done < total:
@@ -273,15 +280,38 @@ class Client:
                 done = part.stop
         return parts
 
+    def _points(
+        self, route: str, images: Images | None, latents: Latents | None, query: Mapping[str, Any]
+    ) -> tuple[dict[str, NDArray[Any]], str]:
+        """The arrays of one answer about points, and the model's name@version."""
+        response = self._send_points(route, images, latents, query, NPZ)
+        return _arrays(response), response.headers["X-Model"]
+
+    def _send_points(
+        self,
+        route: str,
+        images: Images | None,
+        latents: Latents | None,
+        query: Mapping[str, Any],
+        accept: str,
+    ) -> httpx.Response:
+        rows = None if images is None else bodies.image_rows(images)
+        floats = None if latents is None else bodies.latent_rows(latents)
+        if rows is not None and floats is None:
+            return self._send(route, rows, query, accept)
+        if floats is not None and rows is None:
+            return self._send(route, floats, query, accept)
+        return self._request(route, bodies.json_body(rows, floats), query, accept)
+
     def _send(self, route: str, rows: Rows, query: Mapping[str, Any], accept: str) -> httpx.Response:
-        body = bodies.body(rows, forms=self._forms)
+        body = bodies.rows_body(rows, forms=self._forms)
         try:
             return self._request(route, body, query, accept)
         except BadRequest as error:
             if error.status != 415 or not body.is_form:
                 raise
             self._forms = False
-        return self._request(route, bodies.body(rows, forms=False), query, accept)
+        return self._request(route, bodies.rows_body(rows, forms=False), query, accept)
 
     def _request(
         self, route: str, body: Body | None, query: Mapping[str, Any], accept: str
@@ -315,15 +345,8 @@ class Client:
 
 
 def _from(first: int) -> dict[str, int]:
-    """The option that says where to begin; the beginning need not be said."""
+    """The option `first`, which is 0 by default."""
     return {"first": first} if first else {}
-
-
-def _points(points: Points) -> Rows:
-    """Arrays of floats are latents, everything else is images."""
-    if isinstance(points, np.ndarray) and np.issubdtype(points.dtype, np.floating):
-        return bodies.latent_rows(points.astype(np.float32))
-    return bodies.image_rows(points)  # type: ignore[arg-type]
 
 
 def _arrays(response: httpx.Response) -> dict[str, NDArray[Any]]:
@@ -332,7 +355,7 @@ def _arrays(response: httpx.Response) -> dict[str, NDArray[Any]]:
 
 
 def _same_model(parts: Sequence[tuple[Any, httpx.Response]]) -> str:
-    """The model of all parts: latents of two models, or of two versions, must never be mixed."""
+    """The model of all parts. Latents of two models, or of two versions, must never be mixed."""
     models = {response.headers["X-Model"] for _, response in parts}
     if len(models) > 1:
         raise Unreachable(
@@ -342,7 +365,7 @@ def _same_model(parts: Sequence[tuple[Any, httpx.Response]]) -> str:
 
 
 def _retry_after(response: httpx.Response, otherwise: float) -> float:
-    """Seconds that the service asks to wait; proxies ask with a date."""
+    """The seconds of Retry-After, which proxies send as a date; `otherwise` without one."""
     value = response.headers.get("Retry-After", "")
     try:
         seconds = float(value) if value.isdecimal() else _until(value)

@@ -1,11 +1,11 @@
-"""What can go wrong between a program and the service.
+"""The errors that the client raises.
 
 ClientError
-├── Unreachable       no answer at all, or one that broke off
-└── Refused           an answer ≥ 400; status, slug, detail and request_id are the service's
-    ├── BadRequest    4xx: sending the same again gives the same answer
-    ├── Overloaded    429 and 503: later it would work; retries were in vain
-    └── ServerFault   other 5xx: quote the request_id to whoever runs the service
+├── Unreachable       no answer, or an incomplete one
+└── Refused           a response with a status of 400 or above
+    ├── BadRequest    4xx: repeating the request gives the same response
+    ├── Overloaded    429 or 503, after all retries
+    └── ServerFault   other 5xx: quote the request_id to the service's operator
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ import httpx
 
 
 class ClientError(Exception):
-    """Base of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class Unreachable(ClientError):
-    """No answer: the service does not run at this URL, or the connection broke."""
+    """The service did not answer: nothing listens at this URL, or the connection broke."""
 
 
 class Refused(ClientError):
-    """An answer of status 400 or above, read from its application/problem+json body (RFC 9457)."""
+    """A response with a status of 400 or above, read from its application/problem+json body (RFC 9457)."""
 
-    retry_after: float | None = None  # seconds that the service asks to wait
+    retry_after: float | None = None  # seconds, if the service names them
 
     def __init__(self, status: int, slug: str, detail: str, request_id: str, errors: list[Any]) -> None:
         super().__init__(f"{detail} ({status} {slug}, request {request_id})")
@@ -40,15 +40,15 @@ class BadRequest(Refused):
 
 
 class Overloaded(Refused):
-    """429 or 503: the service has no room or is not ready, also after the retries."""
+    """429 or 503: the queue is full or the service is not ready."""
 
 
 class ServerFault(Refused):
-    """5xx: a fault of the service."""
+    """5xx: the service failed."""
 
 
 def refused(response: httpx.Response) -> Refused:
-    """The error for an answer ≥ 400, also from a proxy that knows nothing of problem+json."""
+    """The error for a response with a status of 400 or above, from the service or from a proxy."""
     try:
         problem = response.json()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Images as one PNG file: the bare image, or several as a contact sheet, as the service lays them out."""
+"""Writes images as one PNG file without an imaging library; several become a contact sheet."""
 
 import math
 import struct
@@ -7,22 +7,22 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-GAP = 2
+GAP = 2  # pixels between the images of a contact sheet, as in the service's
 
 
 def png(images: NDArray[np.uint8]) -> bytes:
-    """uint8 [n, h, w, c] → a PNG file. (Written here, so that the client needs no imaging library.)"""
+    """Encode uint8 [n, h, w, c] as a PNG file: the bare image if n = 1, else a contact sheet."""
     pixels = images[0] if len(images) == 1 else contact_sheet(images)
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter: none
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row starts with its filter type, 0: none
     rows[:, 1:] = pixels.reshape(height, -1)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
 
 
 def contact_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [n, h, w, c] in reading order on black, as square as it gets; uint8 [H, W, c]."""
+    """Arrange uint8 [n, h, w, c] in reading order on black, nearly square: uint8 [H, W, c]."""
     n, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

@@ -11,7 +11,7 @@ import pytest
 from service.settings import Settings, WrongSettings
 from tests.conftest import in_a_thread
 from tests.live import VAE_SERVE, free_port, run
-from vaeserve.client import Client
+from vaeserve import Client
 from vaeserve.client.errors import BadRequest
 
 KEYS = ("first-key-of-two", "schlüssel-zwei")

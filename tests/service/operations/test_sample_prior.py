@@ -10,12 +10,13 @@ from scipy.stats import norm
 from service.settings import Settings
 from tests.bundles import make_bundle, make_draft, with_flow
 from tests.conftest import in_a_thread
+from vaeserve import Client
 from vaeserve.bundle.files import publish
 from vaeserve.bundle.manifest import PriorSpec
 from vaeserve.bundle.noise import noise
 from vaeserve.bundle.prior import Mixture, write_prior
 from vaeserve.bundle.repository import open_engine
-from vaeserve.client import BadRequest, Client
+from vaeserve.client.errors import BadRequest
 
 LABELS = ("cat", "1", "dog", "bird")  # a name may look like a number
 

@@ -1,12 +1,11 @@
-"""What a bulk job has on disk beside its output, so that it survives anything: `<output>.parts/`.
+"""The folder of a bulk job, `<output>.parts/`, from which an interrupted job resumes.
 
-    entries.jsonl              what was found, in order; not there for samples, which are numbers
-    job.json                   what was asked, which model answers, and the seed; written after the above
+    entries.jsonl              the images that were found, in order; rows of samples and latents are numbers
+    job.json                   the task, the model that answers, and the seed; written after the above
     <first>-<last>.npz         the results of the entries [first, last), one part after the other
 
-A part is written beside its name, synced and renamed: it is there whole, or not at all. Parts are made in
-order, so what is done is always a beginning of the list, without holes or anything twice, and the name
-of the last part says where to go on.
+Parts are written atomically and in order. What is done is therefore always a beginning of the list, without
+holes or duplicates, and the name of the last part says where to resume.
 """
 
 import json
@@ -18,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vaeserve.client.bulk.sources import Entry
 from vaeserve.client.errors import ClientError
+from vaeserve.client.files import atomic_write
 
 FORMAT = 1
 PARTS = "??????????-??????????.npz"
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What was asked for; a job goes on only for the same."""
+    """What a command asks for. A job resumes only for the same task."""
 
     command: str
     sources: list[str]
@@ -64,7 +64,7 @@ class Job:
         self.folder = folder
         self.task = task
         self.model = model  # name@version: all rows come from one model, also those of a later run
-        self.seed = seed  # of what is drawn: the one that was asked for, else one made up at the beginning
+        self.seed = seed  # of the noise: the one that was given, else one made up at the beginning
         self.count = count
 
     @property
@@ -73,18 +73,25 @@ class Job:
         return max((stop for _, stop, _ in self._parts()), default=0)
 
     def entries(self, start: int) -> Iterator[Entry]:
+        """The images of the job, from this one on."""
         with (self.folder / "entries.jsonl").open(encoding="utf-8") as lines:
             for line in islice(lines, start, None):
                 yield Entry(*json.loads(line))
 
+    def names(self) -> Iterator[str]:
+        """The name of each entry in the output; rows that are numbers are `row 0`, `row 1`, …"""
+        if (self.folder / "entries.jsonl").exists():
+            return (entry.name for entry in self.entries(0))
+        return (f"row {number}" for number in range(self.count))
+
     def add(self, part: Part) -> None:
         """Keep the results of the next entries."""
         failed = np.frombuffer(json.dumps(part.failed).encode(), np.uint8)
-        with whole(self.folder / f"{part.start:010d}-{part.stop:010d}.npz") as file:
+        with atomic_write(self.folder / f"{part.start:010d}-{part.stop:010d}.npz") as file:
             np.savez(file, allow_pickle=False, entries=part.entries, failed=failed, **part.columns)
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[Part]:
-        """All parts in order, with these columns or with all."""
+        """All parts in order, with these columns, or with all of them."""
         for start, stop, path in self._parts():
             with np.load(path, allow_pickle=False) as archive:
                 there = [name for name in archive.files if name not in ("entries", "failed")]
@@ -97,7 +104,7 @@ class Job:
                 )
 
     def remove(self) -> None:
-        """Forget the job, in one step: what is half removed must not look like a job."""
+        """Remove the job in one step: half a folder must not look like a job."""
         rest = self.folder.with_suffix(".removed")
         os.replace(self.folder, rest)
         shutil.rmtree(rest)
@@ -108,7 +115,7 @@ class Job:
             start, stop = map(int, path.stem.split("-"))
             if start != (found[-1][1] if found else 0):
                 raise ClientError(
-                    f"{self.folder} has lost the part before {path.name}; remove it and start anew"
+                    f"{self.folder} has lost the part before {path.name}; remove the folder and start again"
                 )
             found.append((start, stop, path))
         return found
@@ -116,10 +123,10 @@ class Job:
 
 @contextmanager
 def opened(folder: Path, task: Task, found: Iterable[Entry] | int, model: Callable[[], str]) -> Iterator[Job]:
-    """The job of this folder: the one that was begun, or a new one on what is `found`, for that `model`.
+    """The job of this folder: the one that was interrupted, or a new one on `found`, for `model()`.
 
-    `found` is entries, or how many there are where each is only a number. ClientError if the folder belongs
-    to another task, or another process is at it. If there is no part yet when it ends, nothing stays behind.
+    `found` is the entries, or their number where entries are numbers. ClientError if the folder belongs to
+    another task or another process. Nothing is left behind if the job ends before its first part.
     """
     shutil.rmtree(folder.with_suffix(".removed"), ignore_errors=True)
     folder.mkdir(exist_ok=True)
@@ -133,44 +140,33 @@ def opened(folder: Path, task: Task, found: Iterable[Entry] | int, model: Callab
                 if not isinstance(found, int):
                     found = _write_down(found, folder / "entries.jsonl")
                 content["count"] = found
-                with whole(path) as file:
+                with atomic_write(path) as file:
                     file.write(json.dumps(content, indent=1).encode())
             except BaseException:
-                shutil.rmtree(folder)  # nothing was done yet
+                shutil.rmtree(folder)
                 raise
         record = json.loads(path.read_bytes())
         begun = Task(record["command"], record["sources"], record["options"])
         if record["format"] != FORMAT or begun != task:
             raise ClientError(
-                f"{folder} holds another job ({begun.command} {' '.join(begun.sources)}, begun with "
-                f"{begun.options}); repeat that command, remove the folder, or give another -o"
+                f"{folder} holds another job ({begun.command} {' '.join(begun.sources)}, "
+                f"with {begun.options}); repeat that command, remove the folder, or choose another -o"
             )
         for half in folder.glob("*.new"):
             half.unlink()
         try:
             yield Job(folder, task, model=record["model"], seed=record.get("seed", 0), count=record["count"])
         except BaseException:
-            if not any(folder.glob(PARTS)):  # perhaps there is a mistake in the command: begin anew
+            if not any(folder.glob(PARTS)):  # the command may be wrong: it must not be bound to this task
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is complete and on the disk."""
-    draft = path.with_name(f"{path.name}.new")
-    with draft.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
 def _write_down(entries: Iterable[Entry], path: Path) -> int:
     count = 0
-    with whole(path) as file:
+    with atomic_write(path) as file:
         for entry in entries:
-            # A file is its path alone; escapes keep names that are no Unicode.
+            # A file is its path alone; escapes keep names that are not Unicode.
             file.write(json.dumps(entry if entry.member else entry[:1]).encode() + b"\n")
             count += 1
     return count
@@ -178,7 +174,7 @@ def _write_down(entries: Iterable[Entry], path: Path) -> int:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Nobody else works on the folder meanwhile; a lock that dies with its process."""
+    """Locks the folder. The lock ends with its process."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,64 +1,71 @@
-"""Whole collections through the service: streamed, several requests at a time, and resumable.
+"""Sends whole collections through the service: streamed, several requests at a time, and resumable.
 
-A job's results are kept part by part (job.py) and merged into the output at the end
-(tables.py); the same command again goes on where the last one stopped, however it stopped.
+Results are kept part by part (job.py) and merged into the output at the end (tables.py). The same command
+resumes where the last one stopped, however it stopped.
 """
 
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vaeserve.client.bulk.job import Columns, Failure, Job, Part
-from vaeserve.client.bulk.prefetch import ahead
 from vaeserve.client.bulk.sources import STREAMED, Source, read
-from vaeserve.client.bulk.throttle import Pace
+from vaeserve.client.bulk.throttle import ConcurrencyLimit
 from vaeserve.client.errors import BadRequest, ClientError, Overloaded, Refused, ServerFault, Unreachable
 
-# Image files, and the number of the entry that the first of them is → columns with a row for each. They are
-# neighbours among the entries: what is drawn for an entry must not depend on who else is in a request.
-Call = Callable[[int, Sequence[bytes]], Columns]
+# The number of the first entry, and the image files or latents of it and those after it → columns with a row
+# for each. The entries are consecutive, because the noise of an entry must not depend on the others of its
+# request.
+Files = Sequence[bytes] | NDArray[Any]
+Call = Callable[[int, Any], Columns]
 Draw = Callable[[range], Columns]  # numbers of samples → columns with a row for each
 
-ROWS = 128  # images of a request: as many as the service likes in one batch or two
+ROWS = 128  # images of a request, which the service computes in one batch or two
 BYTES = 8 << 20  # of a request; photographs make it smaller
-PART_ROWS, PART_BYTES, PART_SECONDS = 4096, 32 << 20, 5.0  # when results are put on the disk
+PART_ROWS, PART_BYTES, PART_SECONDS = 4096, 32 << 20, 5.0  # when results are written to disk
 TRIES = 3  # of a request on which the service itself fails
-LONGEST_WAIT = 8.0  # seconds between two tries, if the service names no time
-# About these the files can do nothing.
+LONGEST_WAIT = 8.0  # seconds between two tries, without a Retry-After
+# Statuses that no file is to blame for.
 FATAL = frozenset({401, 403, 404, 405, 406, 409})
 
+T = TypeVar("T")
 Rows = list[tuple[list[int], Columns]]  # which entries, and their rows
 Done = tuple[Rows, list[Failure]]
-Advance = Callable[[int], object]  # is told of each number of entries that is on the disk
+Advance = Callable[[int], object]  # called with each number of entries that has been written to disk
 
 
 class Conductor:
-    """Makes requests until they succeed: waits when the service is full, and gives up after `patience`
-    seconds in which nothing succeeded at all."""
+    """Repeats requests until they succeed, and waits while the service is overloaded.
+
+    It gives up after `patience` seconds without any success.
+    """
 
     def __init__(self, *, concurrency: int, patience: float) -> None:
         self.concurrency = concurrency
-        self._pace = Pace(concurrency)
+        self._limit = ConcurrencyLimit(concurrency)
         self._patience = patience
         self._progress = time.monotonic()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Whoever waits for the service stops waiting."""
+        """End every wait for the service."""
         self._stopped.set()
-        self._pace.stop_waiting()
+        self._limit.stop_waiting()
 
     def draw(self, call: Draw, samples: range) -> Done:
-        """These samples. There is no file that could be to blame: whatever is refused ends the job."""
+        """The samples of these numbers. A refusal ends the job: there is no file to blame."""
         return [(list(samples), self._patiently(partial(call, samples)))], []
 
     def rows(self, call: Call, sources: Sequence[tuple[int, Source]]) -> Done:
-        """The results for these files, and those that have none. Here they are read, BYTES at a time."""
+        """The results of these files, and the failures. The files are read here, BYTES at a time."""
         rows: Rows = []
         failed: list[Failure] = []
         indices: list[int] = []
@@ -80,10 +87,15 @@ class Conductor:
             self._ask(call, indices, files, rows, failed)
         return rows, failed
 
-    def _ask(
-        self, call: Call, indices: list[int], files: list[bytes], rows: Rows, failed: list[Failure]
-    ) -> None:
-        """One request; if it is refused, in pieces until it is known which files are to blame."""
+    def latents(self, call: Call, latents: NDArray[Any], chunk: range) -> Done:
+        """The results of these rows of latents, and the failures."""
+        rows: Rows = []
+        failed: list[Failure] = []
+        self._ask(call, list(chunk), latents[chunk.start : chunk.stop], rows, failed)
+        return rows, failed
+
+    def _ask(self, call: Call, indices: list[int], files: Files, rows: Rows, failed: list[Failure]) -> None:
+        """Send one request. If it is refused, send pieces until it is known which files are to blame."""
         try:
             rows.append((indices, self._patiently(partial(call, indices[0], files))))
         except (BadRequest, ServerFault) as error:
@@ -96,12 +108,12 @@ class Conductor:
             for piece in _pieces(error, len(files)):
                 self._ask(call, indices[piece], files[piece], rows, failed)
             if isinstance(error, ServerFault) and len(failed) - before == len(files):
-                raise  # not the files are to blame
+                raise  # the service is to blame
 
     def _patiently(self, call: Callable[[], Columns]) -> Columns:
         wait, tries = 0.25, 0
         while True:
-            with self._pace:
+            with self._limit:
                 started = time.monotonic()
                 try:
                     columns = call()
@@ -113,38 +125,61 @@ class Conductor:
                 except (Overloaded, Unreachable) as error:
                     failure = error
                 else:
-                    self._pace.went_well()
+                    self._limit.succeeded()
                     self._progress = time.monotonic()
                     return columns
             if self._stopped.is_set() or time.monotonic() - self._progress > self._patience:
                 raise failure
             wait = min(LONGEST_WAIT, 2 * wait)
             asked = failure.retry_after if isinstance(failure, Refused) else None
-            self._pace.overloaded(started, wait if asked is None else asked)
+            self._limit.overloaded(started, wait if asked is None else asked)
 
 
 def run(job: Job, call: Call, *, concurrency: int, patience: float, advance: Advance) -> None:
-    """Do what is left of a job on images."""
+    """Do what is left of a job on image files."""
     conductor = Conductor(concurrency=concurrency, patience=patience)
     sources = enumerate(read(job.entries(0)))
     for _ in zip(range(job.done), sources, strict=False):
-        pass  # compressed archives are read through to where it goes on
+        pass  # compressed archives must be read up to where the job resumes
     _keep(job, conductor, (partial(conductor.rows, call, each) for each in _chunks(sources)), advance)
 
 
 def draw(job: Job, call: Draw, *, concurrency: int, patience: float, advance: Advance) -> None:
-    """Draw the samples that a job has not yet."""
+    """Draw the samples that are left of a job."""
     conductor = Conductor(concurrency=concurrency, patience=patience)
-    chunks = (range(at, min(at + ROWS, job.count)) for at in range(job.done, job.count, ROWS))
-    _keep(job, conductor, (partial(conductor.draw, call, each) for each in chunks), advance)
+    _keep(job, conductor, (partial(conductor.draw, call, each) for each in _ranges(job)), advance)
+
+
+def decode(
+    job: Job, call: Call, latents: NDArray[Any], *, concurrency: int, patience: float, advance: Advance
+) -> None:
+    """Decode the rows of latents that are left of a job."""
+    conductor = Conductor(concurrency=concurrency, patience=patience)
+    tasks = (partial(conductor.latents, call, latents, each) for each in _ranges(job))
+    _keep(job, conductor, tasks, advance)
+
+
+def prefetch(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
+    """The results in the order of the jobs, at most `most` of them ahead of the caller."""
+    waiting: deque[Future[T]] = deque()
+    for job in jobs:
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(job))
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _ranges(job: Job) -> Iterator[range]:
+    return (range(at, min(at + ROWS, job.count)) for at in range(job.done, job.count, ROWS))
 
 
 def _keep(job: Job, conductor: Conductor, chunks: Iterable[Callable[[], Done]], advance: Advance) -> None:
-    """Make the requests, and keep what they give as parts, in the order of the entries."""
+    """Make the requests, and keep their results as parts, in the order of the entries."""
     start = job.done
     with ThreadPoolExecutor(conductor.concurrency) as pool:
         try:
-            for stop, rows, failed in _gathered(ahead(pool, chunks, 2 * conductor.concurrency), start):
+            for stop, rows, failed in _gathered(prefetch(pool, chunks, 2 * conductor.concurrency), start):
                 job.add(_part(start, stop, rows, failed))
                 advance(stop - start)
                 start = stop
@@ -154,9 +189,9 @@ def _keep(job: Job, conductor: Conductor, chunks: Iterable[Callable[[], Done]], 
 
 
 def _gathered(results: Iterable[Done], start: int) -> Iterator[tuple[int, Rows, list[Failure]]]:
-    """Results of requests joined to parts: (the entry after it, rows, failures).
+    """Joins the results of requests to parts: (the entry after it, rows, failures).
 
-    What was there before an error comes first, then the error.
+    After an error, the results before it come first, then the error.
     """
     stop, since = start, time.monotonic()
     rows: Rows = []
@@ -179,7 +214,7 @@ def _gathered(results: Iterable[Done], start: int) -> Iterator[tuple[int, Rows, 
 
 
 def _chunks(sources: Iterable[tuple[int, Source]]) -> Iterator[list[tuple[int, Source]]]:
-    """As many files as one request has, or fewer if their bytes are in memory already."""
+    """The files of one request each; fewer where their bytes are in memory already."""
     chunk: list[tuple[int, Source]] = []
     held = 0
     for index, source in sources:
@@ -193,7 +228,7 @@ def _chunks(sources: Iterable[tuple[int, Source]]) -> Iterator[list[tuple[int, S
 
 
 def _part(start: int, stop: int, rows: Rows, failed: list[Failure]) -> Part:
-    """Everything in the order of the entries."""
+    """One part, in the order of the entries."""
     index = np.array([each for indices, _ in rows for each in indices], np.int64)
     order = np.argsort(index)
     columns = {
@@ -201,14 +236,20 @@ def _part(start: int, stop: int, rows: Rows, failed: list[Failure]) -> Part:
         for name in (rows[0][1] if rows else ())
     }
     if len(index) + len(failed) != stop - start:
-        raise ClientError("the service answered with another number of rows than it was sent images")
+        raise ClientError(
+            "the service answered with another number of rows than it was sent; report this to its operator"
+        )
     return Part(start, stop, index[order], columns, sorted(failed))
 
 
 def _pieces(error: Refused, count: int) -> list[slice]:
-    """The file that the refusal points at alone, and what stands around it; otherwise two halves."""
+    """The file that the refusal points at, and those before and after it; without a pointer, two halves."""
     for each in error.errors:
-        match = re.match(r"/images/(\d+)", str(each.get("pointer"))) if isinstance(each, dict) else None
+        match = (
+            re.match(r"/(?:images|latents)/(\d+)", str(each.get("pointer")))
+            if isinstance(each, dict)
+            else None
+        )
         if match and (at := int(match[1])) < count:
             around = (slice(0, at), slice(at, at + 1), slice(at + 1, count))
             return [piece for piece in around if piece.start < piece.stop]

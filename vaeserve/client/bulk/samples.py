@@ -1,4 +1,4 @@
-"""The samples of a bulk job as one file, or as a folder of PNGs; sample r of the seed is row r."""
+"""The images of a bulk job as one file, or as a folder of PNGs."""
 
 import os
 import shutil
@@ -10,54 +10,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeserve.client.bulk.job import Job, whole
+from vaeserve.client.bulk.job import Job
 from vaeserve.client.bulk.tables import array_of, member
 from vaeserve.client.errors import ClientError
+from vaeserve.client.files import atomic_write
 from vaeserve.client.png import png
 
-SUFFIXES = (".png", ".npy", ".npz", "")  # the last is a folder's
-SHEET = 4096  # images of a contact sheet: nobody looks at more, and it is made in memory
+SUFFIXES = (".png", ".npy", ".npz", "")  # the last is that of a folder
+SHEET = 4096  # images of a contact sheet, which is made in memory
 
 
 def check(output: Path, n: int) -> None:
-    """ClientError if `n` samples cannot become this output; better before the work than after it."""
+    """ClientError if `n` images cannot become this output, before the work instead of after it."""
     if output.suffix.lower() == ".png" and n > SHEET:
-        raise ClientError(f"a contact sheet has at most {SHEET:,} images; a folder, .npy or .npz take {n:,}")
+        raise ClientError(f"a contact sheet has at most {SHEET:,} images, not {n:,}; write .npy")
     if output.suffix == "" and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ClientError(f"{output} is there and is not an empty folder; remove it, or name another")
+        raise ClientError(f"{output} exists and is not an empty folder; remove it, or choose another -o")
 
 
 def merge(job: Job, output: Path) -> None:
-    """Write the output of a job that is done; it appears in one step."""
+    """Write the output of a finished job atomically. Entries that failed have no image."""
     write: dict[str, Callable[[Job, Path], None]] = {".png": _png, ".npy": _npy, ".npz": _npz, "": _folder}
     write[output.suffix.lower()](job, output)
 
 
 def _png(job: Job, output: Path) -> None:
-    with whole(output) as file:
+    with atomic_write(output) as file:
         file.write(png(np.concatenate(list(_images(job)))))
 
 
 def _npy(job: Job, output: Path) -> None:
     first = next(_images(job))
-    with whole(output) as file:
-        array_of(file, first.dtype, (job.count, *first.shape[1:]), _images(job))
+    with atomic_write(output) as file:
+        array_of(file, first.dtype, (_count(job), *first.shape[1:]), _images(job))
 
 
 def _npz(job: Job, output: Path) -> None:
-    """images, seed and model; as numpy.savez writes it."""
+    """images, seed and model, as numpy.savez writes them."""
     first, model = next(_images(job)), np.array(job.model)
-    with whole(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+    with atomic_write(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         member(archive, "seed", np.dtype(np.int64), (), iter([np.array(job.seed)]))
         member(archive, "model", model.dtype, (), iter([model]))
-        member(archive, "images", first.dtype, (job.count, *first.shape[1:]), _images(job))
+        member(archive, "images", first.dtype, (_count(job), *first.shape[1:]), _images(job))
 
 
 def _folder(job: Job, output: Path) -> None:
-    """<row>.png for each, in the job's folder first; of it the whole folder is renamed."""
+    """<row>.png for each image: in the folder of the job first, which is then renamed."""
     draft = job.folder / "images"
     if output.exists() and any(output.iterdir()):
-        # Killed between this and the end of the job; there was no such folder when the job began.
+        # The last run was killed after the rename: there was no such folder when the job began.
         return
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -72,4 +73,8 @@ def _folder(job: Job, output: Path) -> None:
 
 
 def _images(job: Job) -> Iterator[NDArray[Any]]:
-    return (part.columns["images"] for part in job.parts(["images"]))
+    return (part.columns["images"] for part in job.parts(["images"]) if len(part.entries))
+
+
+def _count(job: Job) -> int:
+    return sum(len(part.entries) for part in job.parts(()))

@@ -1,6 +1,6 @@
 """The parts of a bulk job as one file: .parquet, .npz or .npy, written without holding more than a part.
 
-Output and side files are written beside their names and renamed: what is there is complete.
+Output and side files are written atomically.
 """
 
 import json
@@ -13,8 +13,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeserve.client.bulk.job import Columns, Job, whole
+from vaeserve.client.bulk.job import Columns, Job
 from vaeserve.client.errors import ClientError
+from vaeserve.client.files import atomic_write
 
 GROUP_ROWS, GROUP_BYTES = 1 << 16, 64 << 20  # of a row group of Parquet
 
@@ -22,10 +23,10 @@ SUFFIXES = (".parquet", ".npz", ".npy")
 
 
 def merge(job: Job, output: Path, main: str) -> tuple[int, int]:
-    """Write the output and its side files; (images in it, images that failed).
+    """Write the output and its side files, and count (images in it, images that failed).
 
-    `main` is the column of a .npy, which has `<output>.paths.txt` beside it. `<output>.failed.jsonl` is there
-    if any failed.
+    `main` is the column of a .npy, which has `<output>.paths.txt` beside it. `<output>.failed.jsonl` lists
+    those that failed, if any.
     """
     write: dict[str, Callable[[Job, Path, str], int]] = {".parquet": _parquet, ".npz": _npz, ".npy": _npy}
     failed = write_failures(job, output)
@@ -39,16 +40,16 @@ Named = tuple[list[str], Columns]
 
 
 def named(job: Job, columns: Sequence[str] | None = None) -> Iterator[Named]:
-    """Part by part: the names of the images that have results, and their columns."""
-    entries = job.entries(0)
+    """The names of the images that have results, and their columns, part by part."""
+    all_names = job.names()
     for part in job.parts(columns):
-        names = [entry.name for entry in islice(entries, part.stop - part.start)]
+        names = list(islice(all_names, part.stop - part.start))
         if len(part.entries):
             yield [names[entry - part.start] for entry in part.entries], part.columns
 
 
 def check_parquet() -> None:
-    """ClientError where pyarrow is not installed; better before the work than after it."""
+    """ClientError without pyarrow, before the work instead of after it."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
@@ -60,11 +61,11 @@ def failures_path(output: Path) -> Path:
 
 
 def write_failures(job: Job, output: Path) -> int:
-    """A line of JSON for each image that has no result; no file if there are none."""
-    count, entries, path = 0, job.entries(0), failures_path(output)
-    with whole(path) as file:
+    """Write a line of JSON for each image without a result, and count them; no file if there are none."""
+    count, all_names, path = 0, job.names(), failures_path(output)
+    with atomic_write(path) as file:
         for part in job.parts(()):
-            names = [entry.name for entry in islice(entries, part.stop - part.start)]
+            names = list(islice(all_names, part.stop - part.start))
             for entry, reason in part.failed:
                 line = {"path": names[entry - part.start], "reason": reason}
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -75,14 +76,14 @@ def write_failures(job: Job, output: Path) -> int:
 
 
 def _npz(job: Job, output: Path, main: str) -> int:
-    """path, model, and every column; as numpy.savez writes it, one column after the other."""
+    """path, model and every column, as numpy.savez writes them, one column after the other."""
     first = next(named(job))[1]
     rows = longest = 0
     for names, _ in named(job, ()):
         rows += len(names)
         longest = max(longest, *map(len, names))
     text = np.dtype(f"<U{longest}")
-    with whole(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+    with atomic_write(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         member(archive, "path", text, (rows,), (np.array(names, text) for names, _ in named(job, ())))
         member(archive, "model", np.dtype(f"<U{len(job.model)}"), (), iter([np.array(job.model)]))
         for name, column in first.items():
@@ -92,21 +93,21 @@ def _npz(job: Job, output: Path, main: str) -> int:
 
 
 def _npy(job: Job, output: Path, main: str) -> int:
-    """The main column alone; which row is which image stands in the side file."""
+    """The main column alone. The side file names the image of each row."""
     first = next(named(job))[1][main]
     rows = 0
-    with whole(output.with_name(f"{output.name}.paths.txt")) as file:
+    with atomic_write(output.with_name(f"{output.name}.paths.txt")) as file:
         for names, _ in named(job, ()):
             rows += len(names)
             file.write("".join(f"{name}\n" for name in names).encode())
-    with whole(output) as file:
+    with atomic_write(output) as file:
         arrays = (part.columns[main] for part in job.parts([main]) if len(part.entries))
         array_of(file, first.dtype, (rows, *first.shape[1:]), arrays)
     return rows
 
 
 def _parquet(job: Job, output: Path, main: str) -> int:
-    """path, model, and every column; vectors as FixedSizeList, whose shape is in the field's metadata."""
+    """path, model and every column. Vectors are FixedSizeLists, with their shape in the field's metadata."""
     check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,7 +122,7 @@ def _parquet(job: Job, output: Path, main: str) -> int:
         )
     schema = pa.schema(fields)
     rows = 0
-    with whole(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with atomic_write(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         group: list[Any] = []
         for names, columns in named(job):
             model = pa.DictionaryArray.from_arrays(np.zeros(len(names), np.int32), [job.model])
@@ -147,7 +148,7 @@ def member(
     shape: tuple[int, ...],
     arrays: Iterator[NDArray[Any]],
 ) -> None:
-    """An array of an .npz, from pieces along the first axis."""
+    """Write an array of an .npz from pieces along its first axis."""
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         array_of(file, dtype, shape, arrays)
 
@@ -155,7 +156,7 @@ def member(
 def array_of(
     file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], arrays: Iterator[NDArray[Any]]
 ) -> None:
-    """What numpy.save writes, from pieces along the first axis."""
+    """Write what numpy.save writes, from pieces along the first axis."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(file, header)
     for array in arrays:

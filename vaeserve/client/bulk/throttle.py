@@ -1,4 +1,4 @@
-"""How many requests are in flight: as many as the service takes, fewer as soon as it says that it is full."""
+"""How many requests may be in flight: fewer as soon as the service is overloaded."""
 
 import threading
 import time
@@ -6,9 +6,12 @@ from types import TracebackType
 from typing import Self
 
 
-class Pace:
-    """At most `most` callers inside at a time. Halved when the service is overloaded, then grown by one again
-    for each round of requests that went well: the rule by which TCP shares a line."""
+class ConcurrencyLimit:
+    """A context that at most `most` threads are in at a time.
+
+    The limit is halved when the service is overloaded, and grows by one for each round of requests that
+    succeed, as TCP's congestion window does (Jacobson 1988).
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -36,7 +39,7 @@ class Pace:
             self._inside -= 1
             self._changed.notify_all()
 
-    def went_well(self) -> None:
+    def succeeded(self) -> None:
         with self._changed:
             self._limit = min(float(self._most), self._limit + 1 / self._limit)
 
@@ -46,9 +49,9 @@ class Pace:
             self._changed.notify_all()
 
     def overloaded(self, started: float, seconds: float) -> None:
-        """A request that began at `started` was refused: nobody asks again for `seconds`."""
+        """A request that began at `started` was refused: no request begins for `seconds`."""
         with self._changed:
             now = time.monotonic()
             self._not_before = max(self._not_before, now + seconds)
-            if started >= self._halved:  # those that were refused together count once
+            if started >= self._halved:  # requests refused together count once
                 self._limit, self._halved = max(1.0, self._limit / 2), now

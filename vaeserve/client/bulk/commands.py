@@ -1,4 +1,4 @@
-"""A bulk command from its words to its output: what was found, how far it is, what failed."""
+"""The bulk commands: from the arguments to the output, with progress and a list of failures."""
 
 import json
 import sys
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vaeserve.client.bulk import runner as bulk
-from vaeserve.client.bulk import samples as drawn
-from vaeserve.client.bulk import tables
-from vaeserve.client.bulk.job import Columns, Job, Task, opened, whole
+from vaeserve.client.bulk import runner, samples, tables
+from vaeserve.client.bulk.job import Columns, Job, Task, opened
 from vaeserve.client.bulk.sources import SUFFIXES, Entry, find
 from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
+from vaeserve.client.files import atomic_write
 from vaeserve.client.png import png
 
 SHOWN = 20  # failures that are printed; the side file has all
@@ -28,7 +28,7 @@ SHOWN = 20  # failures that are printed; the side file has all
 
 @dataclass(frozen=True)
 class Collection:
-    """What the user typed. The methods that take images return how many of them failed."""
+    """The arguments of a bulk command. Its methods return how many images or rows failed."""
 
     command: str
     sources: list[str]
@@ -38,10 +38,10 @@ class Collection:
     model: str | None  # name or name@version; None: the service's default
     concurrency: int
     patience: float  # seconds
-    options: dict[str, Any] = field(default_factory=dict)  # of this command alone; None: not said
+    options: dict[str, Any] = field(default_factory=dict)  # of this command alone; None: not given
 
-    def embed(self) -> int:
-        """mean and logvar of each image."""
+    def encode(self) -> int:
+        """The posterior mean and logvar of each image."""
 
         def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
             posterior = client.encode(files)
@@ -49,7 +49,7 @@ class Collection:
 
         return self._run(call, main="mean")
 
-    def judge(self) -> int:
+    def score(self) -> int:
         """How well the model explains each image, and how unusual that is."""
 
         def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
@@ -58,32 +58,48 @@ class Collection:
 
         return self._run(call, main="elbo")
 
-    def rebuild(self) -> int:
-        """The reconstruction of each image, and its mean squared error, which is printed too."""
+    def reconstruct(self) -> int:
+        """The reconstruction of each image, and its mean squared error, which is also printed."""
 
         def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
-            again = client.reconstruct(files)
-            return {"images": again.images, "error": again.error.astype(np.float32)}
+            found = client.reconstruct(files)
+            return {"images": found.images, "error": found.error.astype(np.float32)}
 
-        def tell(job: Job) -> None:
+        def show(job: Job) -> None:
             for names, columns in tables.named(job, ["error"]):
                 for name, error in zip(names, columns["error"], strict=True):
                     print(f"{error:.6f}  {name}")
 
-        return self._run(call, main="images", tell=tell)
+        return self._run(call, main="images", show=show)
 
-    def draw(self, n: int) -> None:
-        """`n` samples. Which ones does not depend on how they are cut into requests."""
-        drawn.check(self.output, 0 if self._folder.exists() else n)
-        asked = {name: value for name, value in self.options.items() if name not in ("n", "seed")}
+    def decode(self, latents: NDArray[Any]) -> int:
+        """The image of each row of latents [n, *latent]."""
+        samples.check(self.output, 0 if self._folder.exists() else len(latents))
+        with self._opened(len(latents)) as job:
+
+            def call(client: Client, first: int, rows: NDArray[Any]) -> Columns:
+                return {"images": client.decode(rows)}
+
+            self._ask(job, lambda client, **how: runner.decode(job, partial(call, client), latents, **how))
+            failed = tables.write_failures(job, self.output)
+            if failed < job.count:
+                samples.merge(job, self.output)
+            job.remove()
+        self._report(job.count - failed, job.count, failed, job.model)
+        return failed
+
+    def sample(self, n: int) -> None:
+        """`n` samples, which do not depend on how they are divided into requests."""
+        samples.check(self.output, 0 if self._folder.exists() else n)
+        options = {name: value for name, value in self.options.items() if name not in ("n", "seed")}
         with self._opened(n) as job:
 
             def call(client: Client, rows: range) -> Columns:
-                found = client.sample(len(rows), seed=job.seed, first=rows.start, **asked)
+                found = client.sample(len(rows), seed=job.seed, first=rows.start, **options)
                 return {"images": found.images}
 
-            self._ask(job, lambda client, **how: bulk.draw(job, partial(call, client), **how))
-            drawn.merge(job, self.output)
+            self._ask(job, lambda client, **how: runner.draw(job, partial(call, client), **how))
+            samples.merge(job, self.output)
             job.remove()
         print(f"{self.output}: {job.count:,} images, seed {job.seed}, {job.model}")
 
@@ -92,16 +108,16 @@ class Collection:
         call: Callable[[Client, Job, int, Sequence[bytes]], Columns],
         *,
         main: str,
-        tell: Callable[[Job], None] | None = None,
+        show: Callable[[Job], None] | None = None,
     ) -> int:
         if self.output.suffix.lower() == ".parquet":
             tables.check_parquet()
         with self._opened(find(self.sources)) as job:
             if job.count:
-                self._ask(job, lambda client, **how: bulk.run(job, partial(call, client, job), **how))
+                self._ask(job, lambda client, **how: runner.run(job, partial(call, client, job), **how))
                 rows, failed = self._write(job, main)
-                if tell:
-                    tell(job)
+                if show:
+                    show(job)
             job.remove()
         if not job.count:
             raise ClientError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(self.sources)}")
@@ -121,12 +137,12 @@ class Collection:
             yield job
 
     def _ask(self, job: Job, run: Callable[..., None]) -> None:
-        """Everything that has no result yet, with a bar on a terminal."""
+        """Request everything that has no result yet, with a progress bar on a terminal."""
         console = Console(stderr=True)
         if job.done:
-            print(f"going on at {job.done:,} of {job.count:,}", file=sys.stderr)
+            print(f"resuming at {job.done:,} of {job.count:,}", file=sys.stderr)
         with (
-            # Trying again is the conductor's: it knows what the other requests learn.
+            # The conductor retries instead: it knows how the other requests fare.
             Client(self.url, api_key=self.api_key, model=job.model, retries=0) as client,
             Progress(
                 BarColumn(),
@@ -153,12 +169,12 @@ class Collection:
         failed = tables.write_failures(job, self.output)
         images = [columns[main] for _, columns in tables.named(job, [main])]
         if images:
-            with whole(self.output) as file:
+            with atomic_write(self.output) as file:
                 file.write(png(np.concatenate(images)))
         return sum(map(len, images)), failed
 
     def _reference(self) -> str:
-        """name@version of the model that will answer: all rows of a job come from one."""
+        """name@version of the model that answers every request of the job."""
         with Client(self.url, api_key=self.api_key) as client:
             models = client.models()["models"]
         there: list[str] = []
@@ -170,10 +186,10 @@ class Collection:
             if self.model == name or (self.model is None and each["default"]):
                 return f"{name}@{newest}"
             there += references
-        raise ClientError(f"unknown-model: name one with --model; the service has {', '.join(there)}")
+        raise ClientError(f"unknown-model: choose one with --model; the service has {', '.join(there)}")
 
     def _report(self, rows: int, count: int, failed: int, model: str) -> None:
-        """Failures come last, where they are seen."""
+        """Print the failures last, where they are seen."""
         if rows:
             print(f"{self.output}: {rows:,} of {count:,} images, {model}")
         if failed:
