@@ -16,7 +16,6 @@ export class Atlas {
    */
   constructor(sheet, map, grey) {
     const { width, height, columns } = map.thumbnails;
-    Object.assign(this, { width, height, columns });
     this.width = width;
     this.height = height;
     this.columns = columns;

@@ -24,6 +24,7 @@ export function map(panel, session) {
   const found = find(panel, ".found", HTMLElement);
   const absent = find(panel, ".absent", HTMLElement);
   found.hidden = true;
+  find(panel, ".recipe", HTMLElement).replaceChildren(); // of the model before
   absent.hidden = model.mapped;
   absent.textContent = `${model.reference} was published without a map, so there is nothing to walk on here. ` +
     "vae-train complete publishes a version of it that has one.";

@@ -76,6 +76,10 @@ def run(folder, program, *arguments):
     return done.stdout
 
 
+def run_curl(folder, code):
+    return run(folder, "bash", "-euo", "pipefail", "-c", code.replace("curl ", "curl -fsS "))
+
+
 def draw(visit, *points):
     """A stroke on the easel through points in its units, 0…1."""
     easel = visit.page.locator("#easel")
@@ -117,14 +121,7 @@ def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_pa
     p = facts.locator("dd").first.evaluate("dd => dd.firstChild.textContent")
     assert 0 < float(p) <= 1
     assert shown(visit, "[data-is=error]").std() > 0
-    said = run(
-        tmp_path,
-        "bash",
-        "-euo",
-        "pipefail",
-        "-c",
-        copied(visit, "describe", "curl").replace("curl ", "curl -fsS "),
-    )
+    said = run_curl(tmp_path, copied(visit, "describe", "curl"))
     encoded, scored = said.replace("}{", "}\n{").splitlines()
     assert len(json.loads(encoded)["mean"][0]) == 32
     assert f"{json.loads(scored)['p_value'][0]:.2g}" == f"{float(p):.2g}"
@@ -224,7 +221,7 @@ def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
     assert changes(visit, "#knobs img", slide)
     assert visit.most_in_flight["decode"] == 1
     assert float(page.locator("#knobs output").first.text_content()) > 2.5
-    run(tmp_path, "bash", "-euc", copied(visit, "knobs", "curl"))
+    run_curl(tmp_path, copied(visit, "knobs", "curl"))
     np.testing.assert_array_equal(
         pixels((tmp_path / "decoded.png").read_bytes()), shown(visit, "#knobs img")
     )  # the newest position won
@@ -253,7 +250,7 @@ def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
     assert seed.input_value() != "7"
     choose(lambda: seed.fill("7"))
     assert choose(lambda: page.get_by_label("Temperature").fill("0.3")) != before
-    run(tmp_path, "bash", "-euc", copied(visit, "wall", "curl"))
+    run_curl(tmp_path, copied(visit, "wall", "curl"))
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.width > 6 * 28
     seed.fill("-1")  # is not sent
@@ -276,9 +273,41 @@ def test_the_way_between_two_is_scrubbed(visit, tmp_path):
     scrubber.fill("12")
     assert (shown(visit, screen) != shown(visit, "#between [data-is=pixels]")).any()
     visit.screenshot("between", "#between")
-    run(tmp_path, "bash", "-euc", copied(visit, "between", "curl"))
+    run_curl(tmp_path, copied(visit, "between", "curl"))
     with Image.open(tmp_path / "between.gif") as film:
         assert film.n_frames > 2
+
+
+@pytest.mark.parametrize("model", ["mnist@1", "colour@1"])
+def test_every_recipe_runs(visit, tmp_path, model):
+    page = visit.page
+    page.locator("#model").select_option(label=model)
+    visit.settle()
+    panels = page.locator("section:has(.recipe summary:visible)").evaluate_all(
+        "all => all.map(each => each.id)"
+    )
+    assert len(panels) == (5 if model == "mnist@1" else 4)  # colour@1 has no map
+    for panel in panels:
+        assert page.locator(f"#{panel} .trouble").text_content() == ""
+        run_curl(tmp_path, copied(visit, panel, "curl"))
+        assert run(tmp_path, sys.executable, "-c", copied(visit, panel, "Python"))
+
+
+def test_recipes_follow_the_controls(visit, explored, tmp_path):
+    page = visit.page
+    sample = httpx.get(f"{explored}sample?n=1&seed=11", headers={"Accept": "image/png"}).content
+    (tmp_path / "it's a digit.png").write_bytes(sample)
+    page.locator("#file").set_input_files(tmp_path / "it's a digit.png")
+    page.locator("[name=label]").select_option("7")
+    page.locator("[name=prior]").select_option("mixture")
+    page.locator("[name=method]").select_option("lerp")
+    visit.settle()
+    expected = {"describe": "it's a digit.png", "wall": 'label="7", prior="mixture"', "between": '"lerp"'}
+    for panel, text in expected.items():
+        run_curl(tmp_path, copied(visit, panel, "curl"))
+        code = copied(visit, panel, "Python")
+        assert text in code
+        run(tmp_path, sys.executable, "-c", code)
 
 
 def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):

@@ -173,8 +173,18 @@ class Client:
             model=_same_model(parts),
         )
 
-    def interpolate(self, points: Points, n: int = 9, *, method: str = "slerp") -> ByteImages:
-        """`n` images uint8 [n, h, w, c] on the way between two images or latents; method slerp or lerp."""
+    def interpolate(
+        self,
+        images: Points | None = None,
+        n: int = 9,
+        *,
+        latents: Points | None = None,
+        method: str = "slerp",
+    ) -> ByteImages:
+        """`n` images uint8 [n, h, w, c] between two images or two latents; method slerp or lerp."""
+        points = latents if images is None else images
+        if points is None:
+            raise ValueError("There is nothing to interpolate between. Pass two images or two latents.")
         response = self._send("/interpolate", _points(points), {"n": n, "method": method}, NPZ)
         return _arrays(response)["images"]
 
