@@ -63,8 +63,8 @@ class Visit:
     def open(self) -> "Visit":
         """Until all panels have something to show."""
         self.page.goto(self.url)
-        self.page.locator("#wall li").first.wait_for()
-        self.page.locator("#knobs img[src]").wait_for()
+        self.page.locator("#samples li").first.wait_for()
+        self.page.locator("#traverse img[src]").wait_for()
         self.settle()
         return self
 

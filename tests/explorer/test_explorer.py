@@ -101,8 +101,8 @@ def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, d
     page = visit.page
     visit.screenshot(f"{device}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
-    assert page.locator("#wall li").count() == 48
-    assert shown(visit, "#wander canvas").std() > 10
+    assert page.locator("#samples li").count() == 48
+    assert shown(visit, "#walk canvas").std() > 10
     assert shown(visit, "[data-is=reconstruction]").std() > 10
     for summary in page.locator("summary").all():
         summary.click()
@@ -177,7 +177,7 @@ def test_the_map_is_walked_on_with_pointer_and_keys(visit):
     visit.most_in_flight.clear()
     assert changes(visit, "#map img", drag)
     assert visit.most_in_flight["decode"] == 1
-    expect(page.locator("#map figcaption")).to_contain_text("The nearest picture is a")
+    expect(page.locator("#map figcaption")).to_contain_text("The nearest image is a")
     assert "decode?model=mnist%401" in copied(visit, "map", "curl")
 
     page.mouse.move(*place(0.4, 0.5))  # hovering enlarges what is there
@@ -205,7 +205,7 @@ def test_the_map_is_walked_on_with_pointer_and_keys(visit):
 
 def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
     page = visit.page
-    slider = page.locator("#knobs input").first
+    slider = page.locator("#traverse input").first
     box = slider.bounding_box()
 
     def slide():
@@ -218,17 +218,17 @@ def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
 
     assert box["height"] >= 24
     visit.most_in_flight.clear()
-    assert changes(visit, "#knobs img", slide)
+    assert changes(visit, "#traverse img", slide)
     assert visit.most_in_flight["decode"] == 1
-    assert float(page.locator("#knobs output").first.text_content()) > 2.5
-    run_curl(tmp_path, copied(visit, "knobs", "curl"))
+    assert float(page.locator("#traverse output").first.text_content()) > 2.5
+    run_curl(tmp_path, copied(visit, "traverse", "curl"))
     np.testing.assert_array_equal(
-        pixels((tmp_path / "decoded.png").read_bytes()), shown(visit, "#knobs img")
+        pixels((tmp_path / "decoded.png").read_bytes()), shown(visit, "#traverse img")
     )  # the newest position won
     slider.focus()
-    assert changes(visit, "#knobs img", lambda: page.keyboard.press("Home"))
+    assert changes(visit, "#traverse img", lambda: page.keyboard.press("Home"))
     back = page.get_by_role("button", name="Back to the picture")
-    assert changes(visit, "#knobs img", back.click)
+    assert changes(visit, "#traverse img", back.click)
 
 
 def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
@@ -236,7 +236,7 @@ def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
     seed = page.get_by_label("Seed", exact=True)
 
     def hanging():
-        return page.locator("#wall img").evaluate_all("images => images.map(image => image.src)")
+        return page.locator("#samples img").evaluate_all("images => images.map(image => image.src)")
 
     def choose(act):
         act()
@@ -250,31 +250,31 @@ def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
     assert seed.input_value() != "7"
     choose(lambda: seed.fill("7"))
     assert choose(lambda: page.get_by_label("Temperature").fill("0.3")) != before
-    run_curl(tmp_path, copied(visit, "wall", "curl"))
+    run_curl(tmp_path, copied(visit, "samples", "curl"))
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.width > 6 * 28
     seed.fill("-1")  # is not sent
     assert hanging() == choose(lambda: None)
-    assert changes(visit, "[data-is=reconstruction]", page.locator("#wall button").nth(2).click)
+    assert changes(visit, "[data-is=reconstruction]", page.locator("#samples button").nth(2).click)
 
 
 def test_the_way_between_two_is_scrubbed(visit, tmp_path):
     page = visit.page
-    ends = page.locator("#between fieldset")
+    ends = page.locator("#interpolate fieldset")
     ends.nth(1).get_by_role("radio").nth(3).focus()
-    screen = "#between [data-is=numbers]"
+    screen = "#interpolate [data-is=numbers]"
     assert changes(visit, screen, lambda: page.keyboard.press("ArrowRight"))
     scrubber = page.get_by_label("How far")
     scrubber.focus()
     assert changes(visit, screen, lambda: page.keyboard.press("Home"))
     start = shown(visit, screen)
-    np.testing.assert_array_equal(start, shown(visit, "#between [data-is=pixels]"))
+    np.testing.assert_array_equal(start, shown(visit, "#interpolate [data-is=pixels]"))
     assert changes(visit, screen, lambda: page.keyboard.press("End"))
     scrubber.fill("12")
-    assert (shown(visit, screen) != shown(visit, "#between [data-is=pixels]")).any()
-    visit.screenshot("between", "#between")
-    run_curl(tmp_path, copied(visit, "between", "curl"))
-    with Image.open(tmp_path / "between.gif") as film:
+    assert (shown(visit, screen) != shown(visit, "#interpolate [data-is=pixels]")).any()
+    visit.screenshot("interpolate", "#interpolate")
+    run_curl(tmp_path, copied(visit, "interpolate", "curl"))
+    with Image.open(tmp_path / "interpolation.gif") as film:
         assert film.n_frames > 2
 
 
@@ -302,7 +302,7 @@ def test_recipes_follow_the_controls(visit, explored, tmp_path):
     page.locator("[name=prior]").select_option("mixture")
     page.locator("[name=method]").select_option("lerp")
     visit.settle()
-    expected = {"describe": "it's a digit.png", "wall": 'label="7", prior="mixture"', "between": '"lerp"'}
+    expected = {"describe": "it's a digit.png", "samples": 'label="7", prior="mixture"', "interpolate": '"lerp"'}
     for panel, text in expected.items():
         run_curl(tmp_path, copied(visit, panel, "curl"))
         code = copied(visit, panel, "Python")
@@ -362,21 +362,21 @@ def test_a_service_with_keys_is_asked_with_one(visiting, tmp_path):
         assert "401" in visit.complaints.pop()
         page.get_by_label("API key").fill("first-key-of-this-test")
         page.keyboard.press("Enter")
-        page.locator("#wall li").first.wait_for()
+        page.locator("#samples li").first.wait_for()
         visit.settle()
         expect(page.locator("#trouble")).to_be_hidden()
         expect(page.locator("#key")).to_be_hidden()
-        assert '-H "Authorization: Bearer $VAESERVE_API_KEY"' in copied(visit, "wall", "curl")
+        assert '-H "Authorization: Bearer $VAESERVE_API_KEY"' in copied(visit, "samples", "curl")
         assert "first-key" not in page.content()
 
 
 def test_a_service_that_went_away_is_said_in_a_sentence(visit):
     visit.page.context.set_offline(True)
     visit.page.get_by_role("button", name="New seed").click()
-    expect(visit.page.locator("#wall .trouble")).to_have_text(
+    expect(visit.page.locator("#samples .trouble")).to_have_text(
         "The service does not answer. Is it still running?"
     )
     visit.page.context.set_offline(False)
     visit.page.get_by_role("button", name="New seed").click()
-    expect(visit.page.locator("#wall .trouble")).to_be_hidden()
+    expect(visit.page.locator("#samples .trouble")).to_be_hidden()
     assert "ERR_INTERNET_DISCONNECTED" in visit.complaints.pop()
