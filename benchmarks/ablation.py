@@ -30,8 +30,7 @@ from training.fit.progress import Silent
 from training.fit.validation import ALONE
 from training.model import networks, objective
 from training.model.networks import VAE, Residual
-from vaeserve.bundle.likelihood import log_prob
-from vaeserve.bundle.manifest import ImageSpec, LikelihoodSpec
+from vaeserve.bundle.likelihood import LIKELIHOODS
 
 FIGURES = ("ELBO", "rate", "MSE", "probe", "5-NN")
 FEW = 10_000  # images: sets of as many are trained in float32, which takes no longer there
@@ -122,11 +121,10 @@ def figures(network: VAE, images: data.Images, config: TrainConfig) -> dict[str,
 def masses(network: VAE, config: TrainConfig, images: Tensor, means: Tensor) -> float:
     """log P(x|z) of all images [n, c, h, w] in [0, 1] together, given the likelihood's means, as served."""
     scale = network.scale if network.scale is not None else network.variance.sqrt()
-    likelihood = LikelihoodSpec(kind=config.kind, scale=None if config.kind == "bernoulli" else float(scale))
-    _, channels, height, width = images.shape
-    image = ImageSpec(height=height, width=width, channels=channels, levels=config.levels or 256)
+    parameters = {} if config.kind == "bernoulli" else {"scale": float(scale)}
+    likelihood = LIKELIHOODS[config.kind].model_validate(parameters)
     x = (images * 255).round().byte().movedim(1, -1).numpy()
-    return float(log_prob(likelihood, image, x, means.movedim(1, -1).numpy()).sum())
+    return float(likelihood.log_prob(x, means.movedim(1, -1).numpy(), config.levels or 256).sum())
 
 
 def trained(name: str, images: data.Images, base: TrainConfig) -> dict[str, float]:

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.data.images import Part, Wanted, load
 from training.publishing.calibration import scores
-from vaeserve.bundle.calibration import Scores
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.repository import open_engine
+from vaeserve.bundle.scores import Scores
 
 Images = NDArray[np.uint8]  # [n, h, w, c]
 

@@ -41,9 +41,9 @@ from training.fit.progress import Silent
 from training.model import networks, objective
 from training.model.networks import VAE, Posterior
 from training.publishing import fit_priors as priors
-from vaeserve.bundle.likelihood import log_prob
-from vaeserve.bundle.manifest import ImageSpec, LikelihoodSpec
-from vaeserve.bundle.prior import Prior, log_standard_normal, noise
+from vaeserve.bundle.likelihood import Gaussian
+from vaeserve.bundle.noise import noise
+from vaeserve.bundle.prior import Prior, log_standard_normal
 
 K = 200
 COMPONENTS = 10
@@ -170,14 +170,12 @@ def figures(
 
 def nll(network: VAE, test: data.ByteImages, posterior: Posterior, scale: float, levels: int) -> float:
     """−log p(x) in nats per image, the importance-weighted bound with K samples under N(0, I)."""
-    height, width, channels = test.shape[1:]
-    image = ImageSpec(height=height, width=width, channels=1 if channels == 1 else 3, levels=levels)
-    likelihood = LikelihoodSpec(kind="gaussian", scale=scale)
+    likelihood = Gaussian(scale=scale)
     mean, logvar = (array.numpy().astype(np.float64) for array in posterior)
     total = np.full(len(test), -np.inf)
     for sample in range(K):
         z = _draw(posterior, 1, first=sample)
-        weight = log_prob(likelihood, image, test, _pixels(network, z)) + log_standard_normal(z.astype(float))
+        weight = likelihood.log_prob(test, _pixels(network, z), levels) + log_standard_normal(z.astype(float))
         total = np.logaddexp(total, weight - metrics.log_normal(z.astype(float), mean, logvar))
     return float(-(total - math.log(K)).mean())
 

@@ -20,7 +20,9 @@ from torch.nn import functional
 from training.model.networks import DecoderGraph, EncoderGraph, Posterior
 from training.publishing.export import golden, parity, write_graph
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import Draft, ImageSpec, LatentSpec, LikelihoodSpec, Manifest, publish
+from vaeserve.bundle.files import Draft, publish
+from vaeserve.bundle.likelihood import Bernoulli
+from vaeserve.bundle.manifest import ImageSpec, LatentSpec, Manifest
 
 SIDE, LATENT, WIDTH = 28, 32, 32
 
@@ -116,7 +118,7 @@ def publish_reference(models: Path, name: str = "reference", width: int = WIDTH)
             created=datetime.now(UTC),
             image=ImageSpec(height=SIDE, width=SIDE, channels=1),
             latent=LatentSpec(shape=(LATENT,)),
-            likelihood=LikelihoodSpec(kind="bernoulli"),
+            likelihood=Bernoulli(),
             libraries={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
         )
         draft = Draft(folder, manifest)

@@ -93,7 +93,7 @@ def cases(engine: Engine, seed: int = 0) -> list[Case]:
         found.append(Case(name, rows, method, url, accept, main, expected, **more))
 
     for rows, accept in ((1, JSON), (7, NPY), (32, NPZ)):
-        images = rng.integers(0, 256, (rows, spec.height, spec.width, spec.channels), dtype=np.uint8)
+        images = rng.integers(0, 256, (rows, *spec.shape), dtype=np.uint8)
         mean = engine.encode(images).mean
         again = engine.decode(mean)
         pngs = tuple(encode_image(image) for image in images)
@@ -113,6 +113,7 @@ def cases(engine: Engine, seed: int = 0) -> list[Case]:
         decoded = engine.decode(latents)
         add("/decode", rows, accept, decoded, content=npy(latents), content_type=NPY)
         add("/decode", rows, accept, decoded, content=json.dumps({"latents": latents.tolist()}).encode())
+        assert engine.prior is not None
         drawn = engine.decode(engine.prior.sample(seed=rows, rows=range(rows), temperature=1.0))
         add("/sample", rows, accept, drawn, content=json.dumps({"n": rows, "seed": rows}).encode())
         add(f"/sample?n={rows}&seed={rows}", rows, accept if rows > 1 else PNG, drawn)

@@ -85,7 +85,7 @@ def check(arguments: list[str]) -> int:
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a model repository, or one bundle")
     path = parser.parse_args(arguments).path
-    from vaeserve.bundle.manifest import BundleError
+    from vaeserve.bundle.files import BundleError
     from vaeserve.bundle.repository import find, open_engine
 
     try:

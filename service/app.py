@@ -1,8 +1,8 @@
-"""Puts the service together: settings, middleware, routes, and the life of the models."""
+"""The assembly of the service: settings, middleware, routes, and the life of the models."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -13,25 +13,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from service.core import problems
-from service.core.admission import Door
-from service.core.problems import Problem, ProblemAnswers
+from service.core.problems import Problem
 from service.core.service import Service
-from service.core.trace import RequestTrace
-from service.http import openapi
-from service.http.auth import ApiKeys
-from service.http.explorer import add_pages
-from service.http.router import Direct
-from service.http.routes import add_routes, computing
+from service.http import errors, openapi
+from service.http.answers import warm_up
+from service.http.auth import ApiKeyMiddleware
+from service.http.errors import ProblemMiddleware
+from service.http.explorer import add_explorer
+from service.http.limits import AdmissionMiddleware
+from service.http.router import FastPath, Route, operation_routes
+from service.http.routes import add_routes
+from service.http.tracing import TracingMiddleware
 from service.oip import routes as oip
 from service.settings import Settings
 
 DESCRIPTION = """A variational autoencoder over HTTP: images to latents and back, and new images.
 
-Bodies are JSON, single image files or `application/x-npy`; answers are what `Accept` asks for. All errors are
-`application/problem+json`. Every operation is pure: it is safe to send a request again.
+Bodies are JSON, image files, forms or `application/x-npy`; the Accept header selects the format of the
+answer. Every error is `application/problem+json`. Every operation is pure, so it is safe to send a request
+again.
 """
-
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +40,6 @@ log = logging.getLogger(__name__)
 def _log_failure(service: Service) -> None:
     if service.failure:
         log.error("not ready: %s", service.failure)
-
-
-def _cors(settings: Settings) -> list[Middleware]:
-    """What lets pages of other origins call this service, if any may."""
-    if not settings.cors_origins:
-        return []
-    told = [*openapi.HEADERS, "Retry-After", "WWW-Authenticate"]
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=told,
-        )
-    ]
 
 
 def create_app(
@@ -65,11 +50,11 @@ def create_app(
 ) -> FastAPI:
     """The ASGI application. Without settings it reads the environment.
 
-    It answers at once, and computes once its models are loaded; `on_loaded` is called then, or when
-    loading failed. With `load_first` its start takes until then.
+    It answers at once, and computes once its models are loaded. `on_loaded` is called then, or when loading
+    failed. With `load_first` its start takes until then.
     """
     settings = settings or Settings()
-    service = Service(settings)
+    service = Service(settings, warm_up=warm_up)
 
     async def load() -> None:
         await service.load()
@@ -91,6 +76,8 @@ def create_app(
         title="vaeserve",
         version=version("vaeserve"),
         description=DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        servers=[{"url": "/", "description": "this server"}],
         lifespan=life,
         # FastAPI's own, inert unless asked for. No logs: they would quote what was sent.
         telemetry={
@@ -100,42 +87,49 @@ def create_app(
             "logs": False,
             "operation_spans": False,
         },
-        # A client that is sent elsewhere by a slash would have to send its images twice.
+        # A client that is redirected because of a slash would have to send its images twice.
         redirect_slashes=False,
-        # FastAPI would answer what fails below it in words of its own.
-        middleware=[Middleware(ProblemAnswers)],
-        exception_handlers={
-            kind: problems.answer for kind in (Problem, HTTPException, RequestValidationError)
-        },
+        # Without it FastAPI answers what fails below it in its own format.
+        middleware=[Middleware(ProblemMiddleware)],
+        exception_handlers={kind: errors.answer for kind in (Problem, HTTPException, RequestValidationError)},
     )
     app.state.service = service
-    add_routes(app)
-    add_pages(app)
+    routes = operation_routes()
+    add_routes(app, routes)
+    add_explorer(app)
     oip.add_routes(app)
     openapi.install(app)
-    # Around FastAPI's own: what those do for every request takes longer than a small model does.
+    # Around FastAPI's own middleware, whose work for every request takes longer than a small model does.
     app.middleware_stack = app.build_middleware_stack()
-    for middleware in reversed(_stack(service)):
+    for middleware in reversed(_stack(service, [*routes, *oip.INFER])):
         app.middleware_stack = middleware.cls(app.middleware_stack, *middleware.args, **middleware.kwargs)
     return app
 
 
-def _stack(service: Service) -> list[Middleware]:
+def _stack(service: Service, fast: Iterable[Route]) -> list[Middleware]:
     """What a request passes before FastAPI, from the outside in."""
     settings = service.settings
-    operations = [(each.method, each.path, each.endpoint) for each in computing()]
     return [
-        Middleware(RequestTrace, metrics=service.metrics, access_log=settings.access_log),
+        Middleware(TracingMiddleware, metrics=service.metrics, access_log=settings.access_log),
         *_cors(settings),
-        Middleware(ProblemAnswers),
-        *([Middleware(ApiKeys, keys=keys)] if (keys := settings.keys()) else []),
+        Middleware(ProblemMiddleware),
+        *([Middleware(ApiKeyMiddleware, keys=keys)] if (keys := settings.keys()) else []),
+        Middleware(AdmissionMiddleware, admission=service.admission),
+        # With OpenTelemetry every request goes through FastAPI, which records its route.
+        *([] if settings.otel else [Middleware(FastPath, routes=fast)]),
+    ]
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """What lets pages of other origins call this service, if any may."""
+    if not settings.cors_origins:
+        return []
+    return [
         Middleware(
-            Door,
-            admission=service.admission,
-            max_body=settings.max_body,
-            read_timeout=settings.read_timeout,
-            timeout=settings.timeout,
-        ),
-        # FastAPI would not see which route was traced.
-        *([] if settings.otel else [Middleware(Direct, operations=[*operations, *oip.COMPUTING])]),
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=[*openapi.HEADERS, "Retry-After", "WWW-Authenticate"],
+        )
     ]

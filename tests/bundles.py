@@ -15,20 +15,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vaeserve.bundle.calibration import calibrate, kl, score
+from vaeserve.bundle.calibration import calibrate
 from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.files import Draft, Golden, publish
 from vaeserve.bundle.latent_map import LatentMap
-from vaeserve.bundle.manifest import (
-    Draft,
-    Golden,
-    ImageSpec,
-    LatentSpec,
-    LikelihoodSpec,
-    Manifest,
-    PriorSpec,
-    publish,
-)
-from vaeserve.bundle.prior import noise
+from vaeserve.bundle.likelihood import Gaussian
+from vaeserve.bundle.manifest import ImageSpec, LatentSpec, Manifest, PriorSpec
+from vaeserve.bundle.noise import noise
+from vaeserve.bundle.scores import score
 
 OPSET = 18
 
@@ -58,7 +52,7 @@ def make_draft(
         created=datetime.now(UTC),
         image=ImageSpec(height=height, width=width, channels=channels),
         latent=LatentSpec(shape=latent),
-        likelihood=LikelihoodSpec(kind="gaussian", scale=0.1),
+        likelihood=Gaussian(scale=0.1),
     )
     draft = Draft(folder, manifest)
     return with_held_out(draft, held_out, seed) if held_out else draft
@@ -68,11 +62,11 @@ def with_held_out(draft: Draft, n: int, seed: int = 0) -> Draft:
     """The draft with calibration, map, labels and KL, of `n` random images."""
     engine, folder = Engine(draft.bundle()), draft.folder
     spec, rng = draft.manifest.image, np.random.default_rng((seed, 3))
-    images = rng.integers(0, 256, (n, spec.height, spec.width, spec.channels), dtype=np.uint8)
+    images = rng.integers(0, 256, (n, *spec.shape), dtype=np.uint8)
     posterior = engine.encode(images)
-    mean, logvar = posterior
-    z = mean + np.exp(logvar / 2) * noise(seed, range(n), mean.shape[1:])
-    found = score(draft.manifest, engine.prior, images, posterior, engine.pixels(z), engine.decode(mean))
+    pixels, mean = engine.pixels(posterior.sample(seed)), posterior.mean
+    log_prior = engine.prior.log_density(mean)
+    found = score(draft.manifest, images, posterior, pixels, engine.decode(mean), log_prior)
     np.savez_compressed(folder / "calibration.npz", **calibrate(found)._asdict())
     flat = mean.reshape(n, -1)
     centre = flat.mean(axis=0)
@@ -89,7 +83,7 @@ def with_held_out(draft: Draft, n: int, seed: int = 0) -> Draft:
         thumbnails=images,
     )
     np.savez_compressed(folder / "map.npz", **plane._asdict())
-    latent = LatentSpec(shape=mean.shape[1:], kl=kl(mean, logvar).mean(axis=0).ravel().tolist())
+    latent = LatentSpec(shape=mean.shape[1:], kl=posterior.kl().mean(axis=0).ravel().tolist())
     added = {"calibration": "calibration.npz", "map": "map.npz", "labels": ("a", "b"), "latent": latent}
     return Draft(folder, draft.manifest.model_copy(update=added))
 

@@ -17,7 +17,7 @@ from service.settings import Settings
 from tests import live
 from tests.bundles import make_bundle, make_draft
 from tests.checkout import ROOT
-from vaeserve.bundle.manifest import Draft, publish
+from vaeserve.bundle.files import Draft, publish
 
 
 @pytest.fixture

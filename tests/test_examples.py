@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from tests.checkout import ROOT
 from tests.live import serving
-from vaeserve.bundle.manifest import Draft, publish, read_bundle
+from vaeserve.bundle.files import Draft, publish, read_bundle
 from vaeserve.bundle.prior import Mixture, write_prior
 from vaeserve.client import Client
 

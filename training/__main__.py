@@ -294,7 +294,7 @@ def quantise(
     card. Nothing is trained."""
     with _sentences():
         from training.publishing.publish import release_int8
-        from vaeserve.bundle.manifest import read_bundle
+        from vaeserve.bundle.files import read_bundle
 
         images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
         quantised = release_int8(bundle, images, models, _say)
@@ -313,7 +313,7 @@ def complete(
     its scores and the map of its latent space, from the validation images. Nothing is trained."""
     with _sentences():
         from training.publishing.publish import complete as publish_complete
-        from vaeserve.bundle.manifest import read_bundle
+        from vaeserve.bundle.files import read_bundle
 
         images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
         _say(f"published {publish_complete(bundle, images, models, _say)}")
@@ -356,7 +356,7 @@ def _sentences() -> Iterator[None]:
     from training.fit.checkpoint import CheckpointError
     from training.fit.trainer import TrainingError
     from training.publishing.export import ExportError
-    from vaeserve.bundle.manifest import BundleError
+    from vaeserve.bundle.files import BundleError
 
     try:
         yield
@@ -418,7 +418,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _print_metrics(bundle: Path) -> None:
-    from vaeserve.bundle.manifest import read_bundle
+    from vaeserve.bundle.files import read_bundle
 
     _print_table(read_bundle(bundle, verify=False).manifest.metrics)
 

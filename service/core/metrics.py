@@ -1,10 +1,10 @@
-"""What /metrics tells Prometheus; deploy/README.md says what each name means.
+"""The metrics of /metrics; deploy/README.md explains each name.
 
-In one process the values are plain numbers. Of several workers each keeps its own in files of a folder that
-the supervisor makes, and whoever is asked adds them up (prometheus_client's multiprocess mode); what others
-did in the last fifth of a second may be missing.
+In a single process the values are plain numbers. Each of several workers keeps its own in files of a folder
+that the supervisor creates, and the worker that is asked adds them up (prometheus_client's multiprocess
+mode). What other workers did in the last fifth of a second may be missing.
 
-No label has unbounded values: routes are templates, whatever is none of them counts as `other`.
+No label has unbounded values: routes are templates, and a path without a route counts as `other`.
 """
 
 import os
@@ -15,112 +15,64 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.core.buffered import BufferedCounter, BufferedHistogram
 from vaeserve.bundle.manifest import Manifest
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it too
 OTHER = "other"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# A small model answers in a fraction of a millisecond; a minute is beyond every deadline.
+# A small model answers in a fraction of a millisecond; every deadline is below a minute.
 SECONDS = (1e-4, 2.5e-4, 5e-4, *(m * 10**e for e in range(-3, 1) for m in (1, 2.5, 5)), 10, 60)
 ROWS = tuple(2**e for e in range(11))
 NATS = tuple(2 ** (e / 2) for e in range(27))  # 1 … 8192, each √2 times the one before
 ERRORS = tuple(10 ** (e / 4) for e in range(-20, 1))  # 1e-5 … 1
-LARGEST = 1e9
+MAX_KL = 1e9  # a single NaN or infinity would stay in the sum forever
 MODEL = ("model", "version")
 GRAPH = (*MODEL, "graph")
-OIP = "vae_oip_"  # not for Prometheus: a series for each number of rows
+FUNCTION = (*MODEL, "name")  # a function or graph of a model, for the Open Inference Protocol
+OIP = "vae_oip_"  # left out of /metrics: these have a series for every batch size
 
 Run = Callable[..., tuple[NDArray[Any], ...]]
 Keep = Callable[[float], None]
 
 
-class _Kept:
-    """What was observed since the last `flush`, from any thread.
-
-    In a list: writing each value to a file that several processes share takes longer than measuring it.
-    """
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def take(self) -> list[float]:
-        values = self.values[:]
-        del self.values[: len(values)]  # and not what has come meanwhile
-        return values
-
-
-class _Histogram(Histogram):
-    """A histogram that is given its values by `keep`, and counts them at `flush`."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._kept = _Kept()
-        self.keep = self._kept.values.append
-        self.keep_all = self._kept.values.extend
-
-    def flush(self) -> None:
-        children: list[Any] = list(self._metrics.values()) if self._labelnames else [self]
-        for child in children:
-            if values := child._kept.take():
-                bounds = child._upper_bounds
-                counts = np.bincount(np.searchsorted(bounds, values), minlength=len(bounds))
-                for bucket in np.flatnonzero(counts):
-                    child._buckets[bucket].inc(int(counts[bucket]))
-                child._sum.inc(sum(values))
-
-
-class _Counter(Counter):
-    """A counter that is given its amounts by `keep`, and adds them at `flush`."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._kept = _Kept()
-        self.keep = self._kept.values.append
-
-    def flush(self) -> None:
-        children: list[Any] = list(self._metrics.values())
-        for child in children:
-            if values := child._kept.take():
-                child.inc(sum(values))
-
-
 class GraphMetrics:
-    """What one graph of one model did: the rows of its runs, and how long they waited and took."""
+    """What one graph of one model did: its runs, their rows, and how long these waited and took."""
 
     def __init__(self, metrics: "Metrics", *labels: str) -> None:
-        self._rows = metrics.rows.labels(*labels)
-        self._batch = metrics.batch_rows.labels(*labels)
-        self._seconds = metrics.model_seconds.labels(*labels)
+        self._rows: Keep = metrics.rows.labels(*labels).keep
+        self._batch_rows: Keep = metrics.batch_rows.labels(*labels).keep
+        self._seconds: Keep = metrics.model_seconds.labels(*labels).keep
         self._failures = metrics.failures.labels(*labels)
-        self.waited: Callable[[float], None] = metrics.queue_seconds.labels(*labels).keep
-        self.waiting: Callable[[float], None] = metrics.queue_rows.labels(*labels).set
+        self.waited: Keep = metrics.queue_seconds.labels(*labels).keep  # seconds of one request
+        self.waiting: Keep = metrics.queue_rows.labels(*labels).set  # rows in the queue now
 
     def counted(self, run: Run) -> Run:
-        """`run`, whose every call is one run of the graph on the rows of its first argument."""
+        """`run`, with each call counted as one run of the graph on the rows of its first argument."""
 
-        def counted(*rows: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        def counted(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
             started = perf_counter()
             try:
-                results = run(*rows)
+                results = run(*arrays)
             except Exception:
                 self._failures.inc()
                 raise
-            self._seconds.keep(perf_counter() - started)
-            self._batch.keep(len(rows[0]))
-            self._rows.keep(len(rows[0]))
+            self._seconds(perf_counter() - started)
+            self._batch_rows(len(arrays[0]))
+            self._rows(len(arrays[0]))
             return results
 
         return counted
 
 
 class ModelMetrics:
-    """What one model did, and whether what it is given still looks like what it was trained on."""
+    """What the graphs of one model did, and whether its input still looks like its training data."""
 
     def __init__(self, metrics: "Metrics", manifest: Manifest) -> None:
         labels = (manifest.name, str(manifest.version))
@@ -130,136 +82,107 @@ class ModelMetrics:
         self._errors = metrics.errors.labels(*labels)
 
     def encoded(self, mean: NDArray[np.float32], logvar: NDArray[np.float32]) -> None:
-        """Posteriors that came out of the encoder, float32 [n, *latent]."""
+        """Count the KL of posteriors, float32 [n, *latent] each."""
+        # float32, unlike the KL of scores: this runs in every batch.
         with np.errstate(over="ignore", invalid="ignore"):  # a broken encoder shows in the last bucket
             terms = np.square(mean) + np.exp(logvar) - logvar - 1
         kl = 0.5 * terms.reshape(len(mean), -1).sum(axis=1, dtype=np.float64)
-        self._kl.keep_all(np.fmin(kl, LARGEST).tolist())  # one NaN or infinity would be in the sum for ever
+        self._kl.keep_all(np.fmin(kl, MAX_KL).tolist())
 
     def reconstructed(self, errors: NDArray[np.floating]) -> None:
-        """Mean squared errors on [0, 1], one of each image."""
+        """Count the mean squared error of each image, on [0, 1]."""
         self._errors.keep_all(errors.tolist())
 
 
 class Metrics:
-    """The metrics of one application."""
+    """All metrics of one application."""
 
     def __init__(self) -> None:
-        # Else there is a second series for each, which nobody reads.
+        # Otherwise every series gets a second one with the time of its creation, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
-        self._requests = _Counter(
-            "vae_requests_total", "Answers", ("route", "method", "status"), registry=registry
-        )
-        self._request_seconds = _Histogram(
-            "vae_request_seconds",
-            "From a request's head to the head of its answer",
-            ("route",),
-            buckets=SECONDS,
-            registry=registry,
+        self._buffered: list[BufferedCounter | BufferedHistogram] = []
+
+        def counter(name: str, help: str, labels: Iterable[str]) -> BufferedCounter:
+            self._buffered.append(made := BufferedCounter(name, help, labels, registry=registry))
+            return made
+
+        def histogram(
+            name: str, help: str, labels: Iterable[str], buckets: tuple[float, ...] = SECONDS
+        ) -> BufferedHistogram:
+            made = BufferedHistogram(name, help, labels, buckets=buckets, registry=registry)
+            self._buffered.append(made)
+            return made
+
+        def gauge(name: str, help: str, labels: Iterable[str], across_workers: Any = "livesum") -> Gauge:
+            return Gauge(name, help, labels, registry=registry, multiprocess_mode=across_workers)
+
+        self._requests = counter("vae_requests_total", "Answers", ("route", "method", "status"))
+        self._request_seconds = histogram(
+            "vae_request_seconds", "From the head of a request to the head of its answer", ("route",)
         )
         self._rejections = Counter(
             "vae_rejections_total", "Requests answered with a problem", ("reason",), registry=registry
         )
-        codec = _Histogram(
+        codec = histogram(
             "vae_codec_seconds",
-            "A body into an array (decode), an array into a body (encode)",
+            "Reading a body into an array (decode), writing an array into a body (encode)",
             ("direction",),
-            buckets=SECONDS,
-            registry=registry,
         )
         self._codec = {"read": codec.labels("decode").keep, "write": codec.labels("encode").keep}
-        self.rows = _Counter("vae_rows_total", "Rows that went through a graph", GRAPH, registry=registry)
-        self.batch_rows = _Histogram(
-            "vae_batch_rows", "Rows in one run of a graph", GRAPH, buckets=ROWS, registry=registry
-        )
-        self.queue_rows = Gauge(
-            "vae_queue_rows", "Rows that wait", GRAPH, registry=registry, multiprocess_mode="livesum"
-        )
-        self.queue_seconds = _Histogram(
-            "vae_queue_seconds", "How long requests waited", GRAPH, buckets=SECONDS, registry=registry
-        )
-        self.model_seconds = _Histogram(
-            "vae_model_seconds", "One run of a graph", GRAPH, buckets=SECONDS, registry=registry
-        )
+        self.rows = counter("vae_rows_total", "Rows that went through a graph", GRAPH)
+        self.batch_rows = histogram("vae_batch_rows", "Rows in one run of a graph", GRAPH, ROWS)
+        self.queue_rows = gauge("vae_queue_rows", "Rows waiting for a graph", GRAPH)
+        self.queue_seconds = histogram("vae_queue_seconds", "Time that a request waited for a graph", GRAPH)
+        self.model_seconds = histogram("vae_model_seconds", "Time of one run of a graph", GRAPH)
         self.failures = Counter(
             "vae_failures_total",
-            "Runs of a graph that failed, with every request in them",
+            "Failed runs of a graph; each fails every request in its batch",
             GRAPH,
             registry=registry,
         )
-        self.kl = _Histogram(
-            "vae_kl_nats", "KL(q(z|x) || N(0, I)) of an image", MODEL, buckets=NATS, registry=registry
+        self.kl = histogram("vae_kl_nats", "KL(q(z|x) || N(0, I)) of an image", MODEL, NATS)
+        self.errors = histogram(
+            "vae_reconstruction_error", "Mean squared error of an image on [0, 1]", MODEL, ERRORS
         )
-        self.errors = _Histogram(
-            "vae_reconstruction_error",
-            "Mean squared error of an image on [0, 1]",
-            MODEL,
-            buckets=ERRORS,
-            registry=registry,
+        self._memory = gauge("process_resident_memory_bytes", "Resident memory of all workers", ())
+        # The statistics of the Open Inference Protocol, see service/core/statistics.py.
+        steps = (*FUNCTION, "step")
+        self.oip_requests = counter("vae_oip_requests_total", "Requests by step", steps)
+        self.oip_ns = counter("vae_oip_nanoseconds_total", "Nanoseconds by step", steps)
+        self.oip_last = gauge(
+            "vae_oip_last_inference_milliseconds", "Time since 1970 of the last inference", FUNCTION, "max"
         )
-        self._memory = Gauge(
-            "process_resident_memory_bytes",
-            "Resident memory of all workers",
-            registry=registry,
-            multiprocess_mode="livesum",
+        self.oip_runs = counter("vae_oip_runs_total", "Runs by number of rows", (*FUNCTION, "rows"))
+        self.oip_run_ns = counter(
+            "vae_oip_run_nanoseconds_total", "Nanoseconds of runs by number of rows", (*FUNCTION, "rows")
         )
-        # What the Open Inference Protocol tells as its own statistics (service/core/statistics.py), exactly.
-        function = (*MODEL, "name")
-        self.oip = _Counter("vae_oip_requests_total", "Steps", (*function, "step"), registry=registry)
-        self.oip_ns = _Counter(
-            "vae_oip_nanoseconds_total", "Of steps", (*function, "step"), registry=registry
-        )
-        self.oip_last = Gauge(
-            "vae_oip_last_inference_milliseconds",
-            "Since 1970",
-            function,
-            registry=registry,
-            multiprocess_mode="max",
-        )
-        self.runs = _Counter("vae_oip_runs_total", "Runs by rows", (*function, "rows"), registry=registry)
-        self.run_ns = _Counter(
-            "vae_oip_run_nanoseconds_total", "Of runs", (*function, "rows"), registry=registry
-        )
-        # labels() takes a microsecond, this a tenth; as many as there are routes, methods and statuses.
+        # labels() takes a microsecond, this dictionary a tenth of one. It has as many entries as there are
+        # combinations of route, method and status.
         self._answers: dict[tuple[str, str, int], tuple[Keep, Keep]] = {}
-        self._flushed = (
-            self._requests,
-            self._request_seconds,
-            codec,
-            self.rows,
-            self.batch_rows,
-            self.queue_seconds,
-            self.model_seconds,
-            self.kl,
-            self.errors,
-            self.oip,
-            self.oip_ns,
-            self.runs,
-            self.run_ns,
-        )
 
     def answered(
         self, route: str | None, method: str, status: int, seconds: Mapping[str, float], problem: str | None
     ) -> None:
-        """One request: the seconds of its steps, and the slug of the problem it was answered with, if any."""
+        """Count one request: the seconds of its steps, and the slug of the problem it was answered with."""
         route = route or OTHER
         key = (route, method if method in METHODS else OTHER, status)
-        if (found := self._answers.get(key)) is None:
-            found = (self._requests.labels(*map(str, key)).keep, self._request_seconds.labels(route).keep)
-            self._answers[key] = found
-        found[0](1)
+        if (keep := self._answers.get(key)) is None:
+            keep = (self._requests.labels(*map(str, key)).keep, self._request_seconds.labels(route).keep)
+            self._answers[key] = keep
+        keep_count, keep_seconds = keep
+        keep_count(1)
         if "total" in seconds:
-            found[1](seconds["total"])
-        for step, keep in self._codec.items():
+            keep_seconds(seconds["total"])
+        for step, keep_step in self._codec.items():
             if step in seconds:
-                keep(seconds[step])
+                keep_step(seconds[step])
         if problem:
             self._rejections.labels(problem).inc()
 
     def refresh(self) -> None:
-        """Count what was kept, and measure what is no event: memory."""
-        for metric in self._flushed:
+        """Count what is buffered, and measure memory."""
+        for metric in self._buffered:
             metric.flush()
         if (resident := resident_bytes()) is not None:
             self._memory.set(resident)
@@ -267,19 +190,21 @@ class Metrics:
     def text(
         self, accept: str, loaded: Iterable[tuple[Manifest, bool]], refused: Iterable[str]
     ) -> tuple[bytes, str]:
-        """The answer and its media type. `loaded`: manifests, and whether each is the default; `refused`: the
-        folders of bundles that did not hold what they promise.
+        """The body of /metrics and its media type.
+
+        `loaded`: the manifests, and whether each is of the default model. `refused`: the folders of bundles
+        that failed their checks.
         """
         public = (metric for metric in self._collect() if not metric.name.startswith(OIP))
-        metrics = [*public, *_models(loaded, refused)]
+        metrics = [*public, *_bundle_metrics(loaded, refused)]
         encode, media_type = choose_encoder(accept)
         registry = CollectorRegistry()
-        registry.register(_Given(metrics))
+        registry.register(_Collected(metrics))
         return encode(registry), media_type
 
     def oip_counts(self) -> dict[tuple[str, ...], int]:
-        """What only the Open Inference Protocol tells: by the name of a sample and its labels, in order."""
-        labels = (*MODEL, "name", "step", "rows")
+        """The counts of the Open Inference Protocol by the name of a sample and its labels, in order."""
+        labels = (*FUNCTION, "step", "rows")
         return {
             (sample.name, *(sample.labels[label] for label in labels if label in sample.labels)): int(
                 sample.value
@@ -293,11 +218,13 @@ class Metrics:
         folder = os.environ.get(FOLDER)
         if folder is None:
             return self._registry.collect()
-        together: Iterable[Metric] = MultiProcessCollector(None, folder).collect()  # type: ignore[no-untyped-call]
-        return together
+        sums: Iterable[Metric] = MultiProcessCollector(None, folder).collect()  # type: ignore[no-untyped-call]
+        return sums
 
 
-class _Given:
+class _Collected:
+    """A collector of metrics that were collected before: encoders take only a registry."""
+
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
 
@@ -305,10 +232,10 @@ class _Given:
         return self._metrics
 
 
-def _models(loaded: Iterable[tuple[Manifest, bool]], refused: Iterable[str]) -> Iterator[Metric]:
-    info = GaugeMetricFamily("vae_model_info", "A loaded version", labels=(*MODEL, "default"))
+def _bundle_metrics(loaded: Iterable[tuple[Manifest, bool]], refused: Iterable[str]) -> Iterator[Metric]:
+    info = GaugeMetricFamily("vae_model_info", "1 for each loaded version", labels=(*MODEL, "default"))
     golden = GaugeMetricFamily(
-        "vae_golden_check", "1: digests, graphs and golden vectors hold; 0: refused", labels=MODEL
+        "vae_golden_check", "1: the bundle passed its checks; 0: it was refused", labels=MODEL
     )
     kl = GaugeMetricFamily("vae_kl_reference_nats", "Mean KL on the model's own data", labels=MODEL)
     error = GaugeMetricFamily(
@@ -328,7 +255,7 @@ def _models(loaded: Iterable[tuple[Manifest, bool]], refused: Iterable[str]) -> 
 
 
 def resident_bytes(pid: int | str = "self") -> int | None:
-    """Memory of a process, where the system says it as Linux does."""
+    """Resident memory of a process; None where the system has no /proc."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
     except OSError:

@@ -1,8 +1,8 @@
-"""Who may ask: API keys, sent as `Authorization: Bearer <key>`.
+"""Checks API keys, sent as `Authorization: Bearer <key>`.
 
-What computes, and what tells about models and traffic, needs a key once there are any: /metrics too. Open are
-the probes of balancers, and what is the same for everybody: the pages and files of the explorer, /docs and
-/openapi.json, and what problems mean.
+If keys are configured, everything that computes or reveals models and traffic needs one, /metrics too. The
+probes of load balancers stay open, and so do the pages that are the same for everyone: the explorer, /docs,
+/openapi.json and the pages about problems.
 """
 
 import re
@@ -20,8 +20,8 @@ OPEN = re.compile(
 )
 
 
-class ApiKeys:
-    """Middleware: refuses who has no key. Keys are compared as digests, each of them in constant time."""
+class ApiKeyMiddleware:
+    """Refuses requests without a valid key. Keys are compared as digests, each in constant time."""
 
     def __init__(self, app: ASGIApp, *, keys: Iterable[str]) -> None:
         self.app = app
@@ -39,8 +39,8 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not any(known):
             wrong = ', error="invalid_token"' if authorization else ""
             raise Unauthorized(
-                "The API key is not one of this server's."
+                "The API key is not valid; send one of this server's as `Authorization: Bearer <key>`."
                 if authorization
-                else "This server asks for an API key; send it as `Authorization: Bearer <key>`.",
+                else "This server requires an API key; send it as `Authorization: Bearer <key>`.",
                 headers={"WWW-Authenticate": f'Bearer realm="vaeserve"{wrong}'},
             )

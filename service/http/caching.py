@@ -1,4 +1,4 @@
-"""Answers that a client may keep: ETag, If-None-Match, and for how long."""
+"""Lets clients cache answers: ETag, If-None-Match and Cache-Control."""
 
 import hashlib
 from importlib.metadata import version
@@ -6,17 +6,17 @@ from importlib.metadata import version
 from fastapi import Request
 from fastapi.responses import Response
 
-from service.core.service import ServedModel
+from service.core.models import Model
 
-FOR_EVER = "max-age=31536000, immutable"
-ASK_AGAIN = "no-cache"  # kept, and asked for each time whether it is still the same
+IMMUTABLE = "max-age=31536000, immutable"
+REVALIDATE = "no-cache"  # may be stored, but must be revalidated each time
 
 
-def etag(model: ServedModel, media_type: str, *options: object) -> str:
-    """The tag of what this model answers to these options.
+def etag(model: Model, media_type: str, *options: object) -> str:
+    """The tag of this model's answer to these options.
 
-    Weak, because other machines round another way: what two of them answer is the same image, perhaps not to
-    the last grey level. The decoder's digest is in it, so that no other model of the same name has the tag.
+    It is weak because machines round differently: two of them may return images that differ by one grey
+    level. It includes the decoder's digest, so that another model of the same name has another tag.
     """
     decoder = model.manifest.files["decoder.onnx"].sha256
     content = "\0".join(
@@ -26,14 +26,14 @@ def etag(model: ServedModel, media_type: str, *options: object) -> str:
 
 
 def headers(tag: str, *, pinned: bool) -> dict[str, str]:
-    """`pinned`: the request names the version. Else a newer version may answer the next one."""
-    return {"ETag": tag, "Cache-Control": FOR_EVER if pinned else ASK_AGAIN, "Vary": "Accept"}
+    """The headers of a cacheable answer. `pinned`: the request names the version, so it never changes."""
+    return {"ETag": tag, "Cache-Control": IMMUTABLE if pinned else REVALIDATE, "Vary": "Accept"}
 
 
-def not_modified(request: Request, tag: str, model: ServedModel, *, pinned: bool) -> Response | None:
-    """The answer to a client that has what it asks for already; None to any other."""
+def not_modified(request: Request, tag: str, model: Model, *, pinned: bool) -> Response | None:
+    """304 if the client already has this answer, else None."""
     known = {each.strip() for each in request.headers.get("if-none-match", "").split(",")}
-    # A cache may have made a strong tag of it, or forgotten that it is weak (RFC 9110, 13.1.2).
+    # A cache may have dropped the mark of a weak tag (RFC 9110, 13.1.2).
     if not known & {tag, tag.removeprefix("W/"), "*"}:
         return None
     return Response(
@@ -42,5 +42,5 @@ def not_modified(request: Request, tag: str, model: ServedModel, *, pinned: bool
 
 
 def names_version(request: Request, model: str | None) -> bool:
-    """Whether the path or the option `model` says which version shall answer."""
+    """Whether the path or the option `model` names a version."""
     return "version" in request.path_params or "@" in (model or "")

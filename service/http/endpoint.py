@@ -1,143 +1,146 @@
-"""The hops that all computing endpoints share: the model that is meant, rows in, an answer out.
+"""The adapter from HTTP to any operation: negotiate, read, run, write."""
 
-The routes call these one after the other; what is special about a route stands in the route.
-"""
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, cast
 
-import secrets
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
-
-import numpy as np
-from fastapi import Request
+from fastapi import Query, Request
 from fastapi.responses import Response
-from numpy.typing import NDArray
-from starlette.requests import ClientDisconnect
 
-from service.core.problems import TooLarge, WrongModel
-from service.core.service import ServedModel, ServedModels, Service
+from service.core.admission import ClientGone
+from service.core.models import Model, Models
+from service.core.problems import InvalidRequest, Pointer
+from service.core.service import Budget, Service
 from service.core.trace import timed
-from service.http import negotiation
-from service.http.codecs import ANIMATION_WRITERS, Answer, Budget
+from service.http import answers, caching
+from service.http.bodies import READERS
 from service.http.forms import read_form
 from service.http.headers import header
-from service.http.negotiation import JSON, MULTIPART
-from service.operations import fields as schemas
-from service.operations.fields import Options, merge, parse
-from vaeserve.bundle.engine import Posterior
-from vaeserve.bundle.prior import noise
+from service.http.negotiation import JSON, MULTIPART, content_type, negotiate
+from service.http.parsing import merge, parse, parse_form
+from service.operations.fields import Options
+from service.operations.operation import Inputs, Operation
 
-O = TypeVar("O", bound=Options)  # noqa: E741
-T = TypeVar("T")
+Endpoint = Callable[[Request, Any], Awaitable[Response]]
+
+
+def endpoint(operation: Operation) -> Endpoint:
+    """The function that answers the requests for an operation, as FastAPI takes it."""
+    writers = answers.WRITERS[operation.outputs]
+
+    async def answer(request: Request, query: Options) -> Response:
+        service = service_of(request)
+        # First of all, so that nothing is computed that cannot be sent.
+        media_type = negotiate(header(request.scope, b"accept"), writers)
+        try:
+            model, options, inputs = await _read(request, service, operation, query)
+            keep: Mapping[str, str] = {}
+            if request.method == "GET" and operation.cacheable(options):
+                pinned = caching.names_version(request, options.model)
+                tag = caching.etag(model, operation.name, media_type, options)
+                if unchanged := caching.not_modified(request, tag, model, pinned=pinned):
+                    return unchanged
+                keep = caching.headers(tag, pinned=pinned)
+            found = await operation.run(service, model, options, *inputs)
+        except InvalidRequest as problem:
+            problem.errors = tuple(_located(error, query) for error in problem.errors)
+            raise
+        with timed("write"):
+            size = answers.size(found, media_type)
+            content = await service.run(size, lambda: writers[media_type](found, model.manifest.reference))
+        return _response(content, media_type, model, found.seed, keep)
+
+    answer.__name__ = operation.name
+    answer.__doc__ = inspect.getdoc(operation.run)
+    answer.__annotations__["query"] = Annotated[operation.options, Query()]
+    return answer
 
 
 def service_of(request: Request) -> Service:
+    """The service of the application that a request reached."""
     service: Service = request.scope["app"].state.service
     return service
 
 
-def wanted(request: Request, writers: Iterable[str]) -> str:
-    """The media type of the answer: asked first, so that nothing is computed for nobody."""
-    return negotiation.negotiate(header(request.scope, b"accept"), writers)
-
-
-def chosen(models: ServedModels, request: Request, options: Options | None = None) -> ServedModel:
+def resolve_model(models: Models, request: Request, options: Options | None = None) -> Model:
     """The model that the path, the query or the body names."""
     path = request.path_params
     reference = "@".join(path[key] for key in ("name", "version") if key in path)
-    return models.choose(reference, options.model if options else None)
+    return models.resolve(reference, options.model if options else None)
 
 
-async def read(
-    request: Request, query: O, kind: type[O], field: str | None, readers: Mapping[str, Callable[..., T]]
-) -> tuple[ServedModel, O, T]:
-    """The model that is meant, the options, and rows for the model.
-
-    `field` has the data of a JSON body; None: the reader is given all of it.
-    """
-    service = service_of(request)
+async def _read(
+    request: Request, service: Service, operation: Operation, query: Options
+) -> tuple[Model, Options, tuple[Any, ...]]:
+    """The model, the options of query and body together, and the inputs for `Operation.run`."""
+    models = service.models  # NotReady before anything is read
+    nothing = operation.inputs is Inputs.NOTHING
+    data = b"" if nothing and request.method == "GET" else await body(request)
+    if nothing and not data:
+        return resolve_model(models, request, query), query, ()
+    readers = READERS[operation.inputs]
     declared = header(request.scope, b"content-type")
-    media_type = negotiation.content_type(declared, readers)
-    models = service.models  # without any, nothing is read
-    data = await body(request)
+    media_type = content_type(declared, readers)
 
-    def rows(budget: Budget) -> tuple[ServedModel, O, T]:
+    def read(budget: Budget) -> tuple[Model, Options, tuple[Any, ...]]:
         source: Any = data
         options = query
         if media_type == JSON:
-            parsed = parse(kind, data)
-            options, source = merge(query, parsed), getattr(parsed, field) if field else parsed
+            source = parse(operation.body, data)
+            options = cast(Options, merge(query, source))
         elif media_type == MULTIPART:
             form = read_form(data, declared or "", max_files=budget.images)
-            options, source = merge(query, schemas.parse_form(type(query), form.fields)), form.files
-        model = chosen(models, request, options)
-        return model, options, readers[media_type](source, model.manifest, budget)
+            options, source = merge(query, parse_form(operation.options, form.fields)), form.files
+        model = resolve_model(models, request, options)
+        inputs = readers[media_type](source, model.manifest, budget)
+        return model, options, () if nothing else (inputs,)
 
     with timed("read"):
-        return await service.read(len(data) if media_type in (JSON, MULTIPART) else 0, rows)
+        return await service.read(len(data) if media_type in (JSON, MULTIPART) else 0, read)
 
 
 async def body(request: Request) -> bytes:
-    """The whole body of a request; ClientDisconnect when the client goes away before it is there.
+    """The whole body of a request; ClientGone if the client disconnects before it has sent it.
 
-    Like Starlette's, which goes through a generator even for a body that has come in one piece.
+    Starlette's own goes through a generator even for a body that arrived in one piece.
     """
     parts = []
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect()
+            raise ClientGone()
         parts.append(message.get("body", b""))
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class Answered(Response):
-    """An answer whose headers are few and known: Starlette looks through them for what it would add."""
+class _Response(Response):
+    """A response whose headers are known: Starlette would search them for the ones to add."""
 
-    def __init__(self, body: bytes, media_type: str, headers: Mapping[str, str]) -> None:
-        self.status_code, self.background, self.body = 200, None, body
-        self.raw_headers = [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", media_type.encode("ascii")),
-            *((name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()),
-        ]
+    def __init__(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code, self.background, self.body, self.raw_headers = 200, None, body, headers
 
 
-async def write(request: Request, media_type: str, answer: Answer) -> Response:
-    with timed("write"):
-        content = await service_of(request).run(answer.values, lambda: ANIMATION_WRITERS[media_type](answer))
-    headers = {"X-Model": answer.model, "Vary": "Accept"}
-    if answer.seed is not None:
-        headers["X-Seed"] = str(answer.seed)
-    return Answered(content, media_type, headers)
+def _response(
+    content: bytes, media_type: str, model: Model, seed: int | None, more: Mapping[str, str]
+) -> Response:
+    headers = [
+        (b"content-length", b"%d" % len(content)),
+        (b"content-type", media_type.encode("ascii")),
+        (b"x-model", model.manifest.reference.encode("ascii")),
+        (b"vary", b"Accept"),
+    ]
+    if seed is not None:
+        headers.append((b"x-seed", b"%d" % seed))
+    headers += [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in more.items()]
+    return _Response(content, headers)
 
 
-def seed_of(given: int | None) -> int:
-    """The seed of the request, or a new one that is short enough to be typed again."""
-    return secrets.randbits(32) if given is None else given
-
-
-def kl_of(model: ServedModel) -> tuple[float, ...]:
-    """The mean KL of each flattened dimension on held-out images, in nats; a problem if there is none."""
-    if model.manifest.latent.kl is None:
-        raise WrongModel(
-            f"{model.manifest.reference} does not say how much each dimension is used (`latent.kl`); "
-            "name the dimensions yourself, or use a model that vae-train published."
-        )
-    return model.manifest.latent.kl
-
-
-def check_rows(service: Service, rows: int, what: str) -> None:
-    """TooLarge when a request asks for more images than one may."""
-    if rows > service.settings.max_samples:
-        raise TooLarge(
-            f"{what} = {rows:,} is more than the {service.settings.max_samples} of one request; send several."
-        )
-
-
-def draw(posterior: Posterior, seed: int, first: int = 0) -> NDArray[np.float32]:
-    """One sample of each row's posterior, float32 [n, *latent]; `first` is the first row's number."""
-    mean, logvar = posterior
-    epsilon = noise(seed, range(first, first + len(mean)), mean.shape[1:])
-    sample: NDArray[np.float32] = mean + np.exp(logvar * np.float32(0.5)) * epsilon
-    return sample
+def _located(error: Pointer, query: Options) -> Pointer:
+    """The pointer with its location: an operation does not know where its options came from."""
+    if error.location:
+        return error
+    name = error.pointer[1:].partition("/")[0]
+    fields = {field.alias or key: key for key, field in type(query).model_fields.items()}
+    sent = fields.get(name) in query.model_fields_set
+    return error.model_copy(update={"location": "query" if sent else "body"})

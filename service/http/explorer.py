@@ -1,6 +1,6 @@
 """The explorer: the page at `/` and the files it is made of, all of them in service/explorer.
 
-Every file is a route of its own name: what is not there is a 404 like any other.
+Every file is a route of its own, so that a wrong path is a 404 like any other.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 PAGE = "index.html"
-# Not from `mimetypes`, which asks the machine: browsers run no module that comes as text/plain.
+# Not from `mimetypes`, which depends on the machine: browsers refuse modules that come as text/plain.
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HEADERS = {
     # Nothing from elsewhere, nothing inline, and no answer of the API can become markup.
@@ -31,12 +31,12 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Kept by the browser, and asked for each time whether it is still the same: an upgrade shows at once.
+    # The browser keeps it and revalidates it each time, so that an upgrade shows at once.
     "Cache-Control": "no-cache",
 }
 
 
-def add_pages(app: FastAPI) -> None:
+def add_explorer(app: FastAPI) -> None:
     """The page at `/` and its files at `/explorer/…`."""
     for file in files("service").joinpath("explorer").iterdir():
         if (media_type := TYPES.get(PurePath(file.name).suffix)) is not None:
@@ -46,7 +46,7 @@ def add_pages(app: FastAPI) -> None:
 
 
 def _page(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that answers with the content, or that what the browser has is still the same."""
+    """An endpoint that answers with the content, or with 304 if the browser has it."""
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = HEADERS | {"ETag": etag}
 

@@ -1,10 +1,11 @@
-"""Which media type a body has, and which one the answer shall have."""
+"""Which media type a body has, and which media type the answer shall have."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 
 from service.core.problems import NotAcceptable, UnsupportedMediaType
+from vaeserve.bundle.images import MEDIA_TYPES
 
 JSON = "application/json"
 NPY = "application/x-npy"
@@ -13,33 +14,33 @@ PNG = "image/png"
 JPEG = "image/jpeg"
 WEBP = "image/webp"
 GIF = "image/gif"
-BMP = "image/bmp"
 MULTIPART = "multipart/form-data"
+IMAGE_TYPES = tuple(MEDIA_TYPES.values())
 
-ALIASES = {"image/jpg": JPEG, "image/x-ms-bmp": BMP}  # not registered, and common
+ALIASES = {"image/jpg": JPEG, "image/x-ms-bmp": "image/bmp"}  # not registered, and common
 
 
 def content_type(header: str | None, readers: Collection[str]) -> str:
-    """The media type of a body, if it is one that can be read here."""
+    """The media type of a body; UnsupportedMediaType if none of `readers` reads it."""
     found = header or ""
-    if found not in readers:  # nearly all say it as it is written here
+    if found not in readers:  # most clients write it as it is written here
         found = found.partition(";")[0].strip().lower()
         found = ALIASES.get(found, found)
     if found not in readers:
         what = f"{found} cannot be read here" if found else "The body has no Content-Type"
         example = PNG if PNG in readers else JSON
         raise UnsupportedMediaType(
-            f"{what}; possible are {', '.join(readers)}. With curl: -H 'Content-Type: {example}'."
+            f"{what}; send {', '.join(readers)}. With curl: -H 'Content-Type: {example}'."
         )
     return found
 
 
 def negotiate(accept: str | None, possible: Iterable[str]) -> str:
-    """The media type that the Accept header wants most; ties go to the earlier one of `possible`."""
+    """The media type that the Accept header prefers; the earlier one of `possible` wins a tie."""
     return _best(accept, tuple(possible))
 
 
-@lru_cache(64)  # clients have few ways to say it
+@lru_cache(64)  # clients send few different headers
 def _best(accept: str | None, possible: tuple[str, ...]) -> str:
     ranges = list(_ranges(accept)) if accept and accept.strip() else [("*/*", 1.0)]
 
@@ -54,14 +55,14 @@ def _best(accept: str | None, possible: tuple[str, ...]) -> str:
     best = max(possible, key=quality)
     if quality(best) == 0:
         raise NotAcceptable(
-            f"None of what Accept asks for can be made here; possible are {', '.join(possible)}.",
+            f"Nothing that Accept asks for can be made here; ask for {', '.join(possible)}.",
             headers={"Vary": "Accept"},
         )
     return best
 
 
 def _ranges(accept: str) -> Iterator[tuple[str, float]]:
-    """(media range, q) of each element; elements that are malformed are left out."""
+    """(media range, q) of each element; malformed elements are left out."""
     for element in accept.lower().split(","):
         name, *parameters = (part.strip() for part in element.split(";"))
         q = 1.0

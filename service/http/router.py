@@ -1,73 +1,91 @@
-"""The short way to the endpoints that compute: one look-up instead of a framework's work for each request.
+"""The routes of every operation, and a fast path to them: one look-up instead of a framework's work.
 
-FastAPI documents these endpoints. What it does for each request (routes tried in turn, dependencies resolved,
-exit stacks) takes longer than a small model does.
+FastAPI has these routes too, and documents them. What it does for each request (trying routes in turn,
+resolving dependencies, exit stacks) takes longer than a small model does. Both ways end in the same endpoint.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
-from functools import lru_cache
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.operations.fields import Options, parse_query
+from service.http.endpoint import endpoint
+from service.http.parsing import parse_query
+from service.operations.fields import Options
+from service.operations.operation import Operation, all_operations
 
-Endpoint = Callable[..., Awaitable[Response]]
+# The path in front of an operation's name, by what the request names.
+PREFIXES = {"": "", "with_model": "/models/{name}", "with_version": "/models/{name}/versions/{version}"}
 
 
-class _Way(NamedTuple):
-    """One method of one path; where the path has a {name}, any segment will do."""
+class Route(NamedTuple):
+    """One method of one path. `query` is the type of the endpoint's second argument, None for none."""
 
+    method: str
     path: str
-    segments: list[str]  # of the path
-    endpoint: Endpoint
-    query: type[Options] | None  # what the endpoint takes besides the request
-
-    def parameters(self, segments: list[str]) -> dict[str, str] | None:
-        """What the path's names stand for in a path of as many segments; None: it is another path."""
-        found = {}
-        for mine, given in zip(self.segments, segments, strict=True):
-            if mine[:1] == "{" and given:
-                found[mine[1:-1]] = given
-            elif mine != given:
-                return None
-        return found
+    endpoint: Callable[..., Awaitable[Response]]
+    query: type[Options] | None = None
+    operation: Operation | None = None
+    form: str = ""  # a key of PREFIXES
 
 
-class Direct:
-    """Middleware, innermost: answers requests for the paths of `operations`, passes all others on.
+def operation_routes() -> list[Route]:
+    """Every operation in all its forms: for the default model, for a model, for one version of it."""
+    routes = []
+    for operation in all_operations():
+        answer = endpoint(operation)
+        for method in operation.methods:
+            for form, prefix in PREFIXES.items():
+                if form or operation.default_model:
+                    path = f"{prefix}/{operation.name}"
+                    routes.append(Route(method, path, answer, operation.options, operation, form))
+    return routes
 
-    Each is a method, a path and an endpoint, which takes `request` and may take `query`: the type of that is
-    what is parsed. They are told apart by how many segments a path has, and by the last one.
+
+class FastPath:
+    """Middleware, innermost: answers requests for `routes` itself, and passes all others on.
+
+    Routes are found by method, number of segments and last segment; a {name} in a path matches any segment.
     """
 
-    def __init__(self, app: ASGIApp, *, operations: Iterable[tuple[str, str, Endpoint]]) -> None:
+    def __init__(self, app: ASGIApp, *, routes: Iterable[Route]) -> None:
         self.app = app
-        self.ways: dict[tuple[str, int, str], _Way] = {}
-        for method, path, endpoint in operations:
-            segments = path.split("/")
-            key = method, len(segments), segments[-1]
-            if key in self.ways:
-                raise ValueError(f"{method} {path} and {self.ways[key].path} cannot be told apart")
-            self.ways[key] = _Way(path, segments, endpoint, get_type_hints(endpoint).get("query"))
+        self.table: dict[tuple[str, int, str], tuple[Route, list[str]]] = {}
+        for route in routes:
+            segments = route.path.split("/")
+            key = route.method, len(segments), segments[-1]
+            if key in self.table:
+                raise ValueError(
+                    f"{route.method} {route.path} and {self.table[key][0].path} cannot be told apart"
+                )
+            self.table[key] = route, segments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        segments = scope["path"].split("/")
-        way = self.ways.get((scope["method"], len(segments), segments[-1]))
-        parameters = way.parameters(segments) if way else None
-        if way is None or parameters is None:
+        given = scope["path"].split("/")
+        found = self.table.get((scope["method"], len(given), given[-1]))
+        parameters = _parameters(found[1], given) if found else None
+        if found is None or parameters is None:
             return await self.app(scope, receive, send)
-        scope["route"], scope["path_params"] = way, parameters  # as routers do
+        route = found[0]
+        scope["route"], scope["path_params"] = route, parameters  # where routers put them
         request = Request(scope, receive, send)
-        query = [_options(way.query, scope["query_string"])] if way.query else []
-        response = await way.endpoint(request, *query)
+        if route.query is None:
+            response = await route.endpoint(request)
+        else:
+            response = await route.endpoint(request, parse_query(route.query, scope["query_string"]))
         await response(scope, receive, send)
 
 
-@lru_cache(1024)  # options are frozen, and most requests say nothing, or the same as the last one
-def _options(kind: type[Options], query: bytes) -> Options:
-    return parse_query(kind, query)
+def _parameters(segments: list[str], given: list[str]) -> dict[str, str] | None:
+    """What the names in a path stand for; None if it is another path. Both have as many segments."""
+    parameters = {}
+    for mine, its in zip(segments, given, strict=True):
+        if mine[:1] == "{" and its:
+            parameters[mine[1:-1]] = its
+        elif mine != its:
+            return None
+    return parameters

@@ -1,183 +1,148 @@
-"""One VAE as several models of the Open Inference Protocol: what each takes, gives and does.
+"""Operations as models of the Open Inference Protocol: `mnist.encode` is the operation encode of mnist.
 
-A model of that protocol has one set of inputs and outputs. Tensors are called what the graphs call them.
+A model of that protocol has one set of inputs and outputs. Its tensors are called what the graphs call them.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from service.core.admission import admit
+from service.core.models import Model, Models
 from service.core.problems import InvalidRequest, UnknownModel
-from service.core.service import ServedModel, ServedModels, Service
+from service.core.service import Service
 from service.oip.tensors import Inference, Spec
-from service.operations.score import scores_of
-from vaeserve.bundle.calibration import squared_error
+from service.operations.fields import Options
+from service.operations.operation import Inputs, Operation, all_operations
+from service.operations.sample import SAMPLE, sample_seeds
 from vaeserve.bundle.manifest import Manifest
-
-SEEDS = 2**53
 
 Arrays = Mapping[str, NDArray[Any]]
 Specs = tuple[Spec, ...]
 
+# What an operation calls `images` and `latents`, the graphs call `image` and `z`.
+NAMES = {"images": "image", "latents": "z"}
+DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
+# Operations that run one graph once; statistics count those of the graph.
+GRAPHS = {"encode": "encoder", "decode": "decoder"}
+# Without a seed each request would be answered differently, which clients of the protocol do not expect.
+DEFAULTS = {"score": {"seed": 0}}
+
 
 @dataclass(frozen=True)
 class Function:
-    """What a VAE can do, as a model of the protocol."""
+    """One operation of one version of a model: a model of the protocol."""
 
-    inputs: Callable[[Manifest], Specs]
-    outputs: Callable[[Manifest], Specs]
-    run: Callable[[Service, ServedModel, Inference], Awaitable[Arrays]]
-    has: Callable[[Manifest], bool] = lambda its: True  # whether a model can do it
-    graph: str | None = None  # the one graph that it is a run of; None: several steps
-
-
-def _image(manifest: Manifest) -> Spec:
-    return Spec("image", "UINT8", (manifest.image.height, manifest.image.width, manifest.image.channels))
-
-
-def _latent(name: str, manifest: Manifest) -> Spec:
-    return Spec(name, "FP32", manifest.latent.shape)
-
-
-async def _encode(service: Service, model: ServedModel, asked: Inference) -> Arrays:
-    return (await model.encode(asked.inputs["image"]))._asdict()
-
-
-async def _decode(service: Service, model: ServedModel, asked: Inference) -> Arrays:
-    return {"image": await model.decode(asked.inputs["z"])}
-
-
-async def _reconstruct(service: Service, model: ServedModel, asked: Inference) -> Arrays:
-    """As /reconstruct: the mean is decoded, and `error` is the squared error on [0, 1]."""
-    images = asked.inputs["image"]
-    again = await model.decode((await model.encode(images)).mean)
-    error = await service.run(images.size, lambda: squared_error(images, again))
-    model.metrics.reconstructed(error)
-    return {"image": again, "error": error[:, np.newaxis]}
-
-
-async def _sample(service: Service, model: ServedModel, asked: Inference) -> Arrays:
-    """Each row as /sample with n = 1 and that seed; the parameter `temperature` is for all of them."""
-    seeds = asked.inputs["seed"][:, 0]
-    if not ((seeds >= 0) & (seeds < SEEDS)).all():
-        raise InvalidRequest("`seed` must be from 0 to 2^53 - 1.")
-    temperature = asked.parameters.get("temperature", 1.0)
-    if type(temperature) not in (int, float) or not 0 <= temperature <= 10:
-        raise InvalidRequest("The parameter `temperature` must be a number from 0 to 10.")
-
-    def draw() -> NDArray[np.float32]:
-        rows = (model.prior.draw(seed=int(seed), rows=range(1), temperature=temperature) for seed in seeds)
-        return np.concatenate(list(rows))
-
-    drawn = await service.run(len(seeds) * model.manifest.latent.size, draw)
-    z = await model.transform(drawn, model.prior.chosen())
-    return {"image": await model.decode(z), "z": z}
-
-
-def _score_columns(manifest: Manifest) -> Specs:
-    names = ["elbo", "distortion", "rate", "error"] + (["p_value"] if manifest.calibration else [])
-    return tuple(Spec(name, "FP32", (1,)) for name in names)
-
-
-async def _score(service: Service, model: ServedModel, asked: Inference) -> Arrays:
-    """As /score, in nats; the parameter `seed` is of the noise, 0 if there is none."""
-    images, seed = asked.inputs["image"], asked.parameters.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < SEEDS:
-        raise InvalidRequest("The parameter `seed` must be from 0 to 2^53 - 1.")
-    admit(2 * len(images))
-    found, _, _ = await scores_of(service, model, images, seed)
-    columns = {"elbo": found.elbo} | found._asdict()
-    if model.calibration:
-        columns["p_value"] = model.calibration.p_values(found)["value"]
-    return {name: column.astype(np.float32)[:, np.newaxis] for name, column in columns.items()}
-
-
-FUNCTIONS: dict[str, Function] = {
-    "encode": Function(
-        inputs=lambda its: (_image(its),),
-        outputs=lambda its: (_latent("mean", its), _latent("logvar", its)),
-        run=_encode,
-        graph="encoder",
-    ),
-    "decode": Function(
-        inputs=lambda its: (_latent("z", its),),
-        outputs=lambda its: (_image(its),),
-        run=_decode,
-        graph="decoder",
-    ),
-    "reconstruct": Function(
-        inputs=lambda its: (_image(its),),
-        outputs=lambda its: (_image(its), Spec("error", "FP32", (1,))),
-        run=_reconstruct,
-    ),
-    "sample": Function(
-        inputs=lambda its: (Spec("seed", "INT64", (1,)),),
-        outputs=lambda its: (_image(its), _latent("z", its)),
-        run=_sample,
-    ),
-    "score": Function(
-        inputs=lambda its: (_image(its),),
-        outputs=_score_columns,
-        run=_score,
-        has=lambda its: its.likelihood is not None,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """One function of one version of a VAE: a model of the protocol."""
-
-    served: ServedModel
-    name: str  # the function's
-
-    @property
-    def function(self) -> Function:
-        return FUNCTIONS[self.name]
+    model: Model
+    operation: Operation
+    inputs: Specs
+    outputs: Specs
 
     @property
     def full_name(self) -> str:
-        return f"{self.served.manifest.name}.{self.name}"
-
-    @property
-    def labels(self) -> tuple[str, str, str]:
-        """What its counters are called by."""
-        return self.served.manifest.name, self.version, self.name
+        return f"{self.model.manifest.name}.{self.operation.name}"
 
     @property
     def version(self) -> str:
-        return str(self.served.manifest.version)
+        return str(self.model.manifest.version)
 
     @property
-    def inputs(self) -> Specs:
-        return self.function.inputs(self.served.manifest)
+    def labels(self) -> tuple[str, str, str]:
+        """The labels of its counters."""
+        return self.model.manifest.name, self.version, self.operation.name
 
     @property
-    def outputs(self) -> Specs:
-        return self.function.outputs(self.served.manifest)
+    def graph(self) -> str | None:
+        """The one graph that it runs; None if it takes several steps."""
+        return GRAPHS.get(self.operation.name)
+
+    async def run(self, service: Service, request: Inference) -> Arrays:
+        """The output tensors by name, [n, *row]."""
+        options = self._options(request.parameters)
+        if self.operation is SAMPLE:
+            seeds = request.inputs["seed"][:, 0]
+            arrays = await sample_seeds(service, self.model, options, seeds)
+        else:
+            (rows,) = request.inputs.values()
+            arrays = (await self.operation.run(service, self.model, options, rows)).arrays
+        named = {NAMES.get(name, name): array for name, array in arrays.items()}
+        return {spec.name: named[spec.name].reshape(-1, *spec.row) for spec in self.outputs}
+
+    def _options(self, parameters: Mapping[str, Any]) -> Any:
+        """The operation's options among the parameters of a request, whose other names mean nothing here."""
+        given = {name: parameters[name] for name in _OPTIONS[self.operation.name] & parameters.keys()}
+        if not given:
+            return _DEFAULTS[self.operation.name]
+        try:
+            return self.operation.options.model_validate(
+                {**DEFAULTS.get(self.operation.name, {}), **given, **self.operation.array_options},
+                strict=True,
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            raise InvalidRequest(f"The parameter `{first['loc'][0]}` is wrong: {first['msg']}.") from None
 
 
-def choose(models: ServedModels, path: Mapping[str, str]) -> Chosen:
+def _names(options: type[Options]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in options.model_fields.items())
+
+
+# The operations whose answers have one row for each row of input.
+OPERATIONS = {each.name: each for each in all_operations() if each.has_rows}
+# Options that change nothing that the tensors show.
+_FIXED = {"model", "return", "n", "k", "false_positive_rate"}
+_OPTIONS = {
+    name: _names(each.options) - _FIXED - ({"seed"} if each is SAMPLE else set())
+    for name, each in OPERATIONS.items()
+}
+_DEFAULTS = {
+    name: each.options.model_validate({**DEFAULTS.get(name, {}), **each.array_options})
+    for name, each in OPERATIONS.items()
+}
+
+
+def resolve(models: Models, path: Mapping[str, str]) -> Function:
     """The model that the path names; without a version, the newest."""
-    name, _, function = path["name"].rpartition(".")
-    if function in FUNCTIONS and name in models.loaded:
-        served = models.choose(f"{name}@{path['version']}" if "version" in path else name)
-        if FUNCTIONS[function].has(served.manifest):
-            return Chosen(served, function)
-    there = ", ".join(dict.fromkeys(each.full_name for each in every(models)))
+    name, _, operation = path["name"].rpartition(".")
+    if operation in OPERATIONS and name in models.loaded:
+        model = models.resolve(f"{name}@{path['version']}" if "version" in path else name)
+        if OPERATIONS[operation].available(model.manifest):
+            return _function(model, OPERATIONS[operation])
+    there = ", ".join(dict.fromkeys(each.full_name for each in all_functions(models)))
     raise UnknownModel(f"There is no model {path['name'][:80]!r} here; there are {there}.")
 
 
-def every(models: ServedModels) -> list[Chosen]:
-    """All that the loaded models can do, by name and version."""
+def all_functions(models: Models) -> list[Function]:
+    """Everything that the loaded models can do, by name and version."""
     return [
-        Chosen(served, function)
+        _function(model, operation)
         for _, versions in sorted(models.loaded.items())
-        for _, served in sorted(versions.items())
-        for function, its in FUNCTIONS.items()
-        if its.has(served.manifest)
+        for _, model in sorted(versions.items())
+        for operation in OPERATIONS.values()
+        if operation.available(model.manifest)
     ]
+
+
+def _function(model: Model, operation: Operation) -> Function:
+    manifest = model.manifest
+    return Function(model, operation, _inputs(operation, manifest), _outputs(operation, manifest))
+
+
+def _inputs(operation: Operation, manifest: Manifest) -> Specs:
+    match operation.inputs:
+        case Inputs.IMAGES:
+            return (Spec("image", "UINT8", manifest.image.shape),)
+        case Inputs.LATENTS:
+            return (Spec("z", "FP32", manifest.latent.shape),)
+        case _:
+            return (Spec("seed", "INT64", (1,)),)
+
+
+def _outputs(operation: Operation, manifest: Manifest) -> Specs:
+    return tuple(
+        Spec(NAMES.get(name, name), DATATYPES[np.dtype(array.dtype).name], array.row)
+        for name, array in operation.arrays(manifest).items()
+    )

@@ -1,57 +1,105 @@
-"""GET /models/{name}/map: the plane of the latent space that a bundle's map.npz holds."""
+"""The plane of the latent space that a bundle's map.npz holds."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import Query, Request
-from fastapi.responses import Response
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
+from service.core.models import Model
 from service.core.problems import NotFound
-from service.http import caching
-from service.http.codecs import Answer
-from service.http.endpoint import chosen, service_of, wanted, write
-from service.http.negotiation import JSON, NPZ, PNG
-from service.operations.latent_fields import MapOptions, Thumbnails
-from vaeserve.bundle.latent_map import NO_LABEL, LatentMap
-from vaeserve.bundle.manifest import Manifest
-
-MAP_WRITERS = (JSON, NPZ, PNG)
+from service.core.service import Service
+from service.operations import fields
+from service.operations.answer import Answer
+from service.operations.fields import LIST, Latent
+from service.operations.operation import Example, Inputs, Operation, Outputs
+from vaeserve.bundle.latent_map import NO_LABEL
 
 
-async def show_map(request: Request, query: Annotated[MapOptions, Query()]) -> Response:
-    """Held-out images on a plane of the latent space, each place of which is a latent: the two principal
-    components of the posterior means. As PNG, their thumbnails.
+class MapOptions(fields.Options):
+    """Query parameters of /models/{name}/map."""
+
+    return_: Annotated[list[Literal["latents"]], LIST] = Field(
+        [], alias="return", description="`latents` adds the mean of each point."
+    )
+
+
+class Thumbnails(BaseModel):
+    """The layout of the PNG: no gaps, `columns` in a row, in the order of the points."""
+
+    height: int
+    width: int
+    columns: int
+
+
+class MapAnswer(fields.Result):
+    """Held-out images in the plane of the latent space in which their posterior means vary most.
+
+    Every place of the plane is a latent: mean + x · components[0] + y · components[1].
     """
-    media_type = wanted(request, MAP_WRITERS)
-    model = chosen(service_of(request).models, request, query)
-    if model.map is None:
+
+    mean: list[float] = Field(description="[d], d the size of a flattened latent")
+    components: list[list[float]] = Field(description="[2][d], orthonormal")
+    variance: list[float] = Field(description="share of the variance along each component, 0…1")
+    points: list[list[float]] = Field(description="[n][2]: x and y of each image")
+    labels: list[int] | None = Field(description="[n]: numbers of label_names; null without labels")
+    label_names: list[str] | None
+    latents: list[Latent] | None = Field(default=None, description="[n][*latent], only if asked for")
+    thumbnails: Thumbnails
+
+
+async def latent_map(service: Service, model: Model, options: MapOptions) -> Answer:
+    """Held-out images on a plane of the latent space, spanned by the two principal components of their means.
+
+    Every place of the plane is a latent. As PNG, the thumbnails of the images.
+    """
+    if (found := model.map) is None:
         raise NotFound(
-            f"{model.manifest.reference} has no map; `vae-train complete` publishes a version with one."
+            f"{model.manifest.reference} has no map; publish a version with one: `vae-train complete`."
         )
-    pinned = caching.names_version(request, query.model)
-    tag = caching.etag(model, media_type, query.return_)
-    if answer := caching.not_modified(request, tag, model, pinned=pinned):
-        return answer
-    response = await write(request, media_type, _answer(model.manifest, model.map, query, media_type))
-    response.headers.update(caching.headers(tag, pinned=pinned))
-    return response
-
-
-def _answer(manifest: Manifest, found: LatentMap, options: MapOptions, media_type: str) -> Answer:
     arrays: dict[str, NDArray[Any]] = found._asdict()
-    columns = math.ceil(math.sqrt(len(found.thumbnails)))
-    if media_type != JSON:
-        return Answer(manifest.reference, arrays, picture="thumbnails", columns=columns, gap=0)
+    more = {"thumbnails": arrays.pop("thumbnails")}
     _, height, width, _ = found.thumbnails.shape
-    del arrays["thumbnails"]
+    columns = math.ceil(math.sqrt(len(found.thumbnails)))
     fields: dict[str, Any] = {
-        "label_names": manifest.labels,
+        "label_names": model.manifest.labels,
         "thumbnails": Thumbnails(height=height, width=width, columns=columns).model_dump(),
     }
     if "latents" not in options.return_:
-        del arrays["latents"]
+        more["latents"] = arrays.pop("latents")
     if (found.labels == NO_LABEL).all():
-        del arrays["labels"]
+        more["labels"] = arrays.pop("labels")
         fields |= {"labels": None, "label_names": None}
-    return Answer(manifest.reference, arrays, fields=fields)
+    return Answer(arrays, fields=fields, more=more, picture=lambda: found.thumbnails, columns=columns, gap=0)
+
+
+MAP = Operation(
+    "map",
+    latent_map,
+    MapOptions,
+    MapAnswer,
+    Inputs.NOTHING,
+    Outputs.MAP,
+    requests=lambda _: [],
+    answers=lambda its: [
+        Example(
+            "plane",
+            "The map of a model of two classes, with two images on it",
+            {
+                "model": its.reference,
+                "mean": [0.0] * its.latent.size,
+                "components": [[0.25] * its.latent.size, [0.25] * its.latent.size],
+                "variance": [0.11, 0.09],
+                "points": [[-1.5, 0.25], [0.75, -2.0]],
+                "labels": [0, 1],
+                "label_names": ["0", "1"],
+                "thumbnails": {"height": its.image.height, "width": its.image.width, "columns": 2},
+            },
+        )
+    ],
+    tag="Latent space",
+    methods=("GET",),
+    default_model=False,
+    cacheable=lambda _: True,
+    available=lambda its: its.map is not None,
+)

@@ -1,95 +1,137 @@
-"""POST /score: how well the model explains each image, and how unusual that is."""
+"""How well the model explains each image, and how unusual that is."""
 
 import asyncio
-import math
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import Query, Request
-from fastapi.responses import Response
 from numpy.typing import NDArray
+from pydantic import Field
 
 from service.core.admission import admit
+from service.core.models import Model
 from service.core.problems import TooLarge, WrongModel
-from service.core.service import ServedModel, Service
-from service.http.codecs import IMAGE_READERS, WRITERS, Answer
-from service.http.endpoint import draw, read, seed_of, service_of, wanted, write
-from service.http.negotiation import JPEG, PNG
-from service.operations.latent_fields import ScoreBody, ScoreOptions
-from vaeserve.bundle.calibration import Scores, log_weights, score
-from vaeserve.bundle.engine import ByteImages, Posterior
-from vaeserve.bundle.prior import NO_DENSITY, noise
+from service.core.service import Service
+from service.operations import fields
+from service.operations.answer import Answer
+from service.operations.examples import SQUARE
+from service.operations.fields import LIST, First, Seed, new_seed
+from service.operations.operation import Array, Example, Inputs, Operation, Outputs
+from vaeserve.bundle.arrays import ByteImages, Doubles
+from vaeserve.bundle.manifest import Manifest
+from vaeserve.bundle.posterior import Posterior
+from vaeserve.bundle.scores import ImportanceBound, log_likelihood
+from vaeserve.bundle.scores import score as score_arrays
 
 # One logarithm of a pixel's probability takes as long as printing this many numbers.
 LIKELIHOOD = 20
-# Of the importance-weighted bound: so many decoded images for each that /sample may give, in runs of so many.
-SAMPLES, RUN = 16, 64
+FALSE_POSITIVE_RATE = 0.05
+# The importance-weighted bound may decode this many times as many images as /sample.
+SAMPLES = 16
+# Samples of one batch.
+RUN = 64
 # Its noise is not that of the ELBO, whose row is the image's number: less than this.
 FIRST_ROW = 1 << 32
 
 
-async def score_images(request: Request, query: Annotated[ScoreOptions, Query()]) -> Response:
+class ScoreOptions(fields.Options):
+    """Query parameters of /score."""
+
+    seed: Seed = None
+    first: First = 0
+    k: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Adds the importance-weighted bound, with this many samples of each image's posterior.",
+    )
+    false_positive_rate: float = Field(
+        FALSE_POSITIVE_RATE, ge=0, le=1, description="Share of normal images that may be called anomalies."
+    )
+    return_: Annotated[list[Literal["images", "error_map"]], LIST] = Field(
+        [],
+        alias="return",
+        description="`images` adds the reconstructions, `error_map` their absolute error in each pixel.",
+    )
+
+
+class ScoreAnswer(fields.Result):
+    """One entry for each image, in their order. The p-values are there if the model is calibrated."""
+
+    elbo: list[float] = Field(description="-(distortion + rate), in nats")
+    distortion: list[float] = Field(description="-log p(x|z) of one z ~ q(z|x), in nats")
+    rate: list[float] = Field(description="KL(q(z|x) ‖ N(0, I)), in nats")
+    log_prior: list[float] | None = Field(
+        default=None,
+        description="log p(z) of the posterior mean under the prior that is sampled from, in nats",
+    )
+    error: list[float] = Field(description="mean squared error of the reconstruction on [0, 1]")
+    iwae: list[float] | None = Field(default=None, description="the bound with k samples, in nats")
+    p_value: list[float] | None = Field(
+        default=None, description="share of normal images that are as unusual, by the ELBO or by log_prior"
+    )
+    p_elbo: list[float] | None = None
+    p_distortion: list[float] | None = None
+    p_rate: list[float] | None = None
+    p_prior: list[float] | None = None
+    p_error: list[float] | None = None
+    is_anomaly: list[bool] | None = Field(default=None, description="p_value ≤ false_positive_rate")
+    false_positive_rate: float | None = None
+    images: list[str] | None = None
+    error_map: list[str] | None = None
+    seed: int
+
+
+async def score(service: Service, model: Model, options: ScoreOptions, images: ByteImages) -> Answer:
     """How well the model explains each image: distortion, rate and ELBO in nats, and p-values.
 
-    Those say how unusual that is among images of its own kind. As a picture: the error of each pixel.
+    The p-values say how unusual that is among images of the model's own kind. As a picture, the error of each
+    pixel.
     """
-    media_type = wanted(request, WRITERS)
-    service = service_of(request)
-    model, options, images = await read(request, query, ScoreBody, "images", IMAGE_READERS)
     _check(service, model, options, len(images))
     admit(len(images) * (2 + (options.k or 0)))
-    seed = seed_of(options.seed)
-    found, posterior, again = await scores_of(service, model, images, seed, options.first)
+    seed = new_seed(options.seed)
+    posterior = await model.encode(images)
+    z = await service.run(
+        posterior.mean.size,
+        partial(posterior.sample, seed, range(options.first, options.first + len(images))),
+    )
+    pixels, reconstructions, log_prior = await asyncio.gather(
+        model.pixels(z), model.decode(posterior.mean), model.log_prior(posterior.mean)
+    )
+    found = await service.run(
+        images.size * LIKELIHOOD,
+        partial(score_arrays, model.manifest, images, posterior, pixels, reconstructions, log_prior),
+    )
+    model.metrics.reconstructed(found.error)
     arrays: dict[str, NDArray[Any]] = {"elbo": found.elbo} | found._asdict()
     if options.k:
-        arrays["iwae"] = await _bound(service, model, images, posterior, options.k, seed, options.first)
-    fields: dict[str, Any] = {}
+        arrays["iwae"] = await _bound(service, model, options, images, posterior, seed)
+    more_fields: dict[str, Any] = {}
     if model.calibration:
         p_values = model.calibration.p_values(found)
         arrays |= {f"p_{name}": p for name, p in p_values.items()}
         arrays["is_anomaly"] = p_values["value"] <= options.false_positive_rate
-        fields["false_positive_rate"] = options.false_positive_rate
+        more_fields["false_positive_rate"] = options.false_positive_rate
     arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
+    error_map = partial(_error_map, images, reconstructions)
     if "images" in options.return_:
-        arrays["images"] = again
-    if "error_map" in options.return_ or media_type in (PNG, JPEG):
-        arrays["error_map"] = await service.run(images.size, lambda: _error_map(images, again))
-    answer = Answer(model.manifest.reference, arrays, seed, fields, picture="error_map")
-    return await write(request, media_type, answer)
+        arrays["images"] = reconstructions
+    if "error_map" in options.return_:
+        arrays["error_map"] = await service.run(images.size, error_map)
+    return Answer(arrays, seed, more_fields, picture=error_map, picture_size=images.size)
 
 
-async def scores_of(
-    service: Service, model: ServedModel, images: ByteImages, seed: int, first: int = 0
-) -> tuple[Scores, Posterior, ByteImages]:
-    """The scores of the images, their posteriors, and their reconstructions.
-
-    One z of each is drawn with the noise of the rows of `seed` from `first` on. WrongModel where the prior's
-    density is not known.
-    """
-    if model.prior.flow is not None and model.prior.flow.log_density is None:
-        raise WrongModel(f"{model.manifest.reference} has no scores: {NO_DENSITY}; publish it again with it.")
-    posterior = await model.encode(images)
-    z = await service.run(posterior.mean.size, partial(draw, posterior, seed, first))
-    pixels, again = await asyncio.gather(model.pixels(z), model.decode(posterior.mean))
-    found = await service.run(
-        images.size * LIKELIHOOD,
-        lambda: score(model.manifest, model.prior, images, posterior, pixels, again),
-    )
-    model.metrics.reconstructed(found.error)
-    return found, posterior, again
-
-
-def _check(service: Service, model: ServedModel, options: ScoreOptions, n: int) -> None:
-    """A problem if the model cannot tell what is asked for, or if it would take too long."""
+def _check(service: Service, model: Model, options: ScoreOptions, n: int) -> None:
+    """A problem if the model cannot compute what is asked for, or if it would take too long."""
     reference = model.manifest.reference
     if model.manifest.likelihood is None:
         raise WrongModel(
-            f"{reference} says no likelihood, so images have no ELBO; /reconstruct gives their squared error."
+            f"{reference} has no likelihood, so images have no ELBO; /reconstruct gives their squared error."
         )
-    if model.calibration is None and "false_positive_rate" in options.model_fields_set:
+    if model.calibration is None and options.false_positive_rate != FALSE_POSITIVE_RATE:
         raise WrongModel(
-            f"{reference} has no calibration, so nothing is known of false positives; leave out "
+            f"{reference} has no calibration, so its false positives are unknown; leave out "
             "`false_positive_rate`, or publish a version with `vae-train complete`."
         )
     most = SAMPLES * service.settings.max_samples
@@ -102,26 +144,20 @@ def _check(service: Service, model: ServedModel, options: ScoreOptions, n: int) 
 
 async def _bound(
     service: Service,
-    model: ServedModel,
+    model: Model,
+    options: ScoreOptions,
     images: ByteImages,
     posterior: Posterior,
-    k: int,
     seed: int,
-    first: int,
-) -> NDArray[np.float64]:
-    """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z of each image's posterior, in nats, float64 [n]."""
-    mean, logvar = posterior
-    total = np.full(len(images), -np.inf)
-    for start in range(0, len(images) * k, RUN):
-        stop = min(start + RUN, len(images) * k)
-        row = np.arange(start, stop) // k
-        begin = FIRST_ROW + first * k
-        epsilon = noise(seed, range(begin + start, begin + stop), mean.shape[1:])
-        z = mean[row] + np.exp(logvar[row] * np.float32(0.5)) * epsilon
+) -> Doubles:
+    """The importance-weighted bound with k samples of each image's posterior, in nats, float64 [n]."""
+    k = options.k or 1
+    bound = ImportanceBound(posterior, k, seed, first_row=FIRST_ROW + options.first * k)
+    for row, z in bound.pieces(RUN):
         pixels = await model.pixels(z)
-        weigh = partial(log_weights, model.manifest, images[row], (mean[row], logvar[row]), z, pixels)
-        np.logaddexp.at(total, row, await service.run(pixels.size * LIKELIHOOD, weigh))
-    return total - math.log(k)
+        weigh = partial(log_likelihood, model.manifest, images[row], pixels)
+        bound.add(row, z, await service.run(pixels.size * LIKELIHOOD, weigh))
+    return bound.value
 
 
 def _error_map(images: ByteImages, others: ByteImages) -> ByteImages:
@@ -132,3 +168,51 @@ def _error_map(images: ByteImages, others: ByteImages) -> ByteImages:
     ]
     error_map: ByteImages = np.rint(np.stack(maps)).astype(np.uint8)
     return error_map
+
+
+def _arrays(its: Manifest) -> dict[str, Array]:
+    names = ["elbo", "distortion", "rate", "error"] + (["p_value"] if its.calibration else [])
+    return {name: Array(np.float32) for name in names}
+
+
+SCORE = Operation(
+    "score",
+    score,
+    ScoreOptions,
+    ScoreAnswer,
+    Inputs.IMAGES,
+    Outputs.PICTURES,
+    requests=lambda _: [
+        Example("file", "An image file in base64", {"images": [SQUARE]}),
+        Example(
+            "all",
+            "With the importance-weighted bound, the reconstruction and the error of each pixel",
+            {"images": [SQUARE], "k": 8, "seed": 7, "return": ["images", "error_map"]},
+        ),
+    ],
+    answers=lambda its: [
+        Example(
+            "anomaly",
+            "An image of another kind than the model's",
+            {
+                "model": its.reference,
+                "elbo": [-5310.2],
+                "distortion": [5187.9],
+                "rate": [122.3],
+                "log_prior": [-61.4],
+                "error": [0.021],
+                "p_value": [0.0005],
+                "p_elbo": [0.0002],
+                "p_distortion": [0.0002],
+                "p_rate": [0.14],
+                "p_prior": [0.002],
+                "p_error": [0.0002],
+                "is_anomaly": [True],
+                "false_positive_rate": 0.05,
+                "seed": 7,
+            },
+        )
+    ],
+    arrays=_arrays,
+    available=lambda its: its.likelihood is not None,
+)

@@ -2,11 +2,11 @@
 
 from importlib.metadata import version
 
-from service.core.service import ServedModels
+from service.core.models import Models
 from service.settings import MIB, Settings
 
 
-def banner(settings: Settings, models: ServedModels, url: str) -> str:
+def banner(settings: Settings, models: Models, url: str) -> str:
     """The URL, the models, the limits, and a command to try."""
     lines = [f"vaeserve {version('vaeserve')} at {url}, documentation at {url}/docs"]
     for model in models.newest():

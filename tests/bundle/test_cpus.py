@@ -1,4 +1,4 @@
-"""A container's quota counts, not the host's processors."""
+"""The quota of a container limits the usable CPUs."""
 
 import os
 

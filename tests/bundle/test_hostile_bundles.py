@@ -1,8 +1,6 @@
-"""Bundles made to harm: each is refused with a sentence, and reads, loads and runs nothing."""
+"""Malicious bundles are refused with a message, and read, load and run nothing."""
 
-import hashlib
 import io
-import json
 import os
 import zipfile
 from pathlib import Path
@@ -15,50 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.bundles import decoder_graph, encoder_graph, make_bundle, make_draft, with_flow
+from tests.bundle.editing import edit, replace
+from tests.bundles import decoder_graph, encoder_graph, make_draft, with_flow
 from tests.checkout import ROOT
+from vaeserve.bundle.files import BundleError, publish, read_bundle
 from vaeserve.bundle.graph_check import GraphError, check_graph
-from vaeserve.bundle.manifest import BundleError, publish, read_bundle
 from vaeserve.bundle.repository import open_engine
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return make_bundle(tmp_path / "models")
-
-
-def replace(bundle, name, data):
-    """Put `data` in the place of a file, with a manifest that vouches for it."""
-    (bundle / name).write_bytes(data)
-    record = json.loads((bundle / "manifest.json").read_text())
-    record["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (bundle / "manifest.json").write_text(json.dumps(record))
-
-
-def edit(bundle, **changes):
-    record = json.loads((bundle / "manifest.json").read_text())
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        place = record
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    (bundle / "manifest.json").write_text(json.dumps(record))
 
 
 def refused(bundle, *words):
     with pytest.raises(BundleError) as error:
         open_engine(bundle)
-    said = str(error.value)
-    assert "\n" not in said
-    assert ";" in said or ":" in said  # what is wrong, and what to do
+    message = str(error.value)
+    assert "\n" not in message
+    assert ";" in message or ":" in message  # what is wrong, and what to do
     for word in words:
-        assert word in said
-    return said
+        assert word in message
+    return message
 
 
 def changed(change):
-    """The encoder with something done to it; unchecked, as an attacker would."""
+    """The encoder after `change`, without the checks of onnx."""
     model = onnx.load_from_string(encoder_graph((8, 8, 1), (4,), 0))
     change(model)
     return model.SerializeToString()
@@ -71,7 +46,7 @@ def external(model):
     tensor.external_data.add(key="location", value="../../secret")
 
 
-def external_without_saying_so(model):
+def external_without_the_location(model):
     next(iter(model.graph.initializer)).external_data.add(key="location", value="/etc/passwd")
 
 
@@ -83,7 +58,7 @@ def external_in_a_constant(model):
     model.graph.node.insert(0, helper.make_node("Constant", [], ["unused"], value=tensor))
 
 
-def external_in_a_sparse_one(model):
+def external_in_a_sparse_tensor(model):
     sparse = model.graph.sparse_initializer.add()
     sparse.values.name = "s"
     sparse.values.data_location = TensorProto.EXTERNAL
@@ -110,26 +85,26 @@ def training(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (external, "keeps weights in another file; export the model into one"),
-        (external_without_saying_so, "keeps weights in another file"),
+        (external_without_the_location, "keeps weights in another file"),
         (external_in_a_constant, "keeps weights in another file"),
-        (external_in_a_sparse_one, "keeps weights in another file"),
-        (custom_domain, "of the domain 'com.evil', which is not part of ONNX"),
-        (domain_in_a_function, "of the domain 'com.evil'"),
-        (endless_loop, "'Loop' runs another graph, perhaps without end"),
+        (external_in_a_sparse_tensor, "keeps weights in another file"),
+        (custom_domain, "from the domain 'com.evil', which is not part of ONNX"),
+        (domain_in_a_function, "from the domain 'com.evil'"),
+        (endless_loop, "'Loop' runs a sub-graph, which may never end"),
         (training, "holds a training graph"),
     ],
 )
-def test_a_graph_that_wants_more_than_its_own_weights_is_refused(bundle, change, said):
+def test_a_graph_that_needs_more_than_its_own_weights_is_refused(bundle, change, message):
     secret = np.arange(64 * 4, dtype=np.float32).tobytes()
     (bundle.parents[1].parent / "secret").write_bytes(secret)
     replace(bundle, "encoder.onnx", changed(change))
-    refused(bundle, "encoder.onnx: it", said)
+    refused(bundle, "encoder.onnx: it", message)
 
 
-def test_a_local_function_of_standard_operators_is_fine():
+def test_a_local_function_of_standard_operators_is_accepted():
     node = helper.make_node("Relu", ["x"], ["y"])
     function = helper.make_function("local", "F", ["x"], ["y"], [node], [helper.make_opsetid("", 18)])
 
@@ -155,7 +130,7 @@ def test_a_graph_that_makes_a_gigantic_tensor_is_refused(bundle):
 
 
 @pytest.mark.parametrize("graph", [encoder_graph, decoder_graph])
-def test_graphs_that_are_cut_or_changed_anywhere_are_read_without_a_fault(graph):
+def test_truncated_and_corrupted_graphs_only_raise_graph_errors(graph):
     data = graph((8, 8, 1), (4,), 0)
     check_graph(data)
     rng = np.random.default_rng(0)
@@ -170,7 +145,7 @@ def test_graphs_that_are_cut_or_changed_anywhere_are_read_without_a_fault(graph)
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_graph_or_none(data):
+def test_any_bytes_are_accepted_or_raise_a_graph_error(data):
     _checked(data)
 
 
@@ -182,7 +157,7 @@ def _checked(data):
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b.npz", "..", "sub\\x"])
-def test_no_name_leads_out_of_the_folder(bundle, name):
+def test_file_names_cannot_leave_the_folder(bundle, name):
     edit(bundle, prior={"kind": "gmm", "file": name})
     refused(bundle)
     edit(bundle, prior=None, calibration=name)
@@ -193,7 +168,7 @@ def test_no_name_leads_out_of_the_folder(bundle, name):
 
 @pytest.mark.parametrize("name", ["prior.onnx", "density.onnx"])
 @pytest.mark.parametrize("change", [external_in_a_constant, custom_domain, endless_loop], ids=str)
-def test_the_graphs_of_a_flow_are_checked_like_the_others(tmp_path, name, change):
+def test_the_graphs_of_a_flow_are_checked(tmp_path, name, change):
     with TemporaryDirectory() as folder:
         bundle = publish(tmp_path, "flowing", with_flow(make_draft(Path(folder))))
     open_engine(bundle)
@@ -212,8 +187,8 @@ def test_links_and_pipes_are_not_followed(bundle, tmp_path, name):
     os.symlink(tmp_path / name, bundle / name)
     refused(bundle, "is a symbolic link; a bundle holds its own files: copy the file in")
     (bundle / name).unlink()
-    os.mkfifo(bundle / name)  # to read it would wait for ever
-    refused(bundle, "is no plain file")
+    os.mkfifo(bundle / name)  # reading it would block
+    refused(bundle, "is not a plain file")
     (bundle / name).unlink()
     (bundle / name).mkdir()
     refused(bundle, name)
@@ -254,23 +229,23 @@ def npy(array, shape=None):
     ],
     ids=["bomb", "lying", "overflowing", "pickle", "malformed", "empty member", "empty", "nothing"],
 )
-def test_an_npz_is_never_unpacked_beyond_what_is_sensible(bundle, data):
+def test_a_malicious_npz_is_refused(bundle, data):
     replace(bundle, "golden.npz", data)
     refused(bundle, "golden.npz")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"image__height": 8192, "image__width": 8192}, "an image may have 16,777,216 values"),
         ({"latent__shape": [1 << 40]}, "latent"),
-        ({"latent__shape": [1 << 13, 1 << 13]}, "latents of an image may be 16,777,216 values"),
+        ({"latent__shape": [1 << 13, 1 << 13]}, "latents of an image may have 16,777,216 values"),
         ({"latent__shape": [1] * 9}, "latent.shape"),
         ({"latent__shape": [5]}, "again"),
         ({"latent__kl": [1.0] * 5}, "`kl` has 5 values for 4 dimensions"),
         ({"image__width": 9}, "again"),
         ({"image__channels": 3}, "again"),
-        ({"image__levels": 2}, "other values than the 2 levels of the manifest"),
+        ({"image__levels": 2}, "values that are not among the 2 levels"),
         ({"likelihood__kind": "bernoulli"}, "a bernoulli likelihood has no scale"),
         ({"likelihood__scale": None}, "a gaussian likelihood needs a scale"),
         ({"likelihood__scale": -1.0}, "likelihood.scale"),
@@ -282,17 +257,17 @@ def test_an_npz_is_never_unpacked_beyond_what_is_sensible(bundle, data):
         ({"files__encoder.onnx__bytes": 10}, "has more bytes where the manifest says 10"),
     ],
 )  # fmt: skip
-def test_a_manifest_that_lies_is_refused(bundle, changes, said):
+def test_a_manifest_with_impossible_values_is_refused(bundle, changes, message):
     edit(bundle, **changes)
-    refused(bundle, said)
+    refused(bundle, message)
 
 
 def test_a_manifest_of_many_megabytes_is_not_read(bundle):
     with open(bundle / "manifest.json", "ab") as file:
         file.write(b" " * (5 << 20))
-    refused(bundle, "that is no manifest")
+    refused(bundle, "too many for a manifest")
 
 
-def test_shipped_bundles_are_good():
+def test_the_shipped_bundles_verify():
     for bundle in (ROOT / "models").glob("*/[0-9]*"):
         read_bundle(bundle)

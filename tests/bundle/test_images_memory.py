@@ -1,6 +1,6 @@
 """Large images of every kind, at the default limit on pixels, grow the process by less than 150 MB each.
 
-Measured in a process of its own, which knows its peak (Linux tells it).
+Measured in a separate process, whose peak Linux reports.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-BAR = 150  # MB, of the contract
+BAR = 150  # MB, the limit for hostile input
 
 MEASURE = """
 import io, json, warnings
@@ -62,7 +62,7 @@ files = {
     "BMP": file("BMP", "RGB"),
     "WEBP": file("WEBP", "RGBA", int((CAP / 2) ** 0.5), lossless=True, method=0, quality=0),
 }
-for kind in FORMATS:  # parsers are imported when they are needed first
+for kind in FORMATS:  # parsers are imported at their first use
     read_image(file(kind, "RGB", 30), height=28, width=28, channels=3, fit="contain")
 print(json.dumps({
     "grown": {name: [grown(data, channels) for channels in (1, 3)] for name, data in files.items()},
@@ -71,11 +71,11 @@ print(json.dumps({
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports the peak")
 def test_the_largest_images_of_every_kind_stay_below_the_bar():
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    print(said)
-    assert said["webp refused"]
-    assert {name: most for name, most in said["grown"].items() if max(most) >= BAR} == {}
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["webp refused"]
+    assert {name: most for name, most in found["grown"].items() if max(most) >= BAR} == {}

@@ -1,4 +1,4 @@
-"""onnxruntime tells nobody what it runs, and leaves nothing behind."""
+"""onnxruntime sends no telemetry and leaves no files behind."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from tests.checkout import ROOT
 
 
 def test_onnxruntime_is_imported_in_one_place():
-    """Or after that place: its quantization is a package of its own, which training needs."""
+    """Training also imports its quantization package, but only after the opt-out."""
     for package in ("vaeserve", "service", "training"):
         for file in (ROOT / package).rglob("*.py"):
             text = file.read_text(encoding="utf-8")
@@ -20,17 +20,17 @@ def test_onnxruntime_is_imported_in_one_place():
                 assert "from vaeserve.bundle.ort import ort" in text[: found.start()], file
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_no_device_id_and_no_cache_is_written(ours, repository, tmp_path):
-    """Without the module it is: then this test would see an onnxruntime that needs no opt-out any more."""
-    module = "from vaeserve.bundle.ort import ort" if ours else "import onnxruntime as ort"
+@pytest.mark.parametrize("opted_out", [True, False])
+def test_no_device_id_and_no_cache_is_written(opted_out, repository, tmp_path):
+    """The second case notices when onnxruntime no longer needs the opt-out."""
+    module = "from vaeserve.bundle.ort import ort" if opted_out else "import onnxruntime as ort"
     code = f"{module}; ort.InferenceSession({str(repository / 'tiny/1/encoder.onnx')!r})"
     left_out = ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME", "GITHUB_ACTIONS", "TF_BUILD")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
     environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    if ours:
+    if opted_out:
         assert written == []
     elif not written:
-        pytest.skip("this onnxruntime, or this machine, writes nothing anyway")
+        pytest.skip("this onnxruntime writes nothing here without the opt-out")

@@ -1,4 +1,4 @@
-"""The short way reads what the long one reads, and nothing else."""
+"""The fast reader agrees with Pillow on plain files and reads nothing else."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def as_png(image: Image.Image, **options: object) -> bytes:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9), (28, 28)])
 @pytest.mark.parametrize("compress_level", [0, 1, 9])
-def test_a_plain_png_comes_out_as_pillow_reads_it(channels, size, compress_level):
+def test_a_plain_png_is_read_as_by_pillow(channels, size, compress_level):
     smooth = np.add.outer(np.arange(size[0]) * 3, np.arange(size[1]) * 5)  # makes Pillow use every filter
     pixels = (smooth[..., None] + rng.integers(0, 9, (*size, channels))).astype(np.uint8)
     data = as_png(
@@ -63,11 +63,11 @@ EXIF[0x0112] = 6
     ],
     ids=range(13),
 )
-def test_everything_else_is_left_to_pillow(data):
+def test_every_other_file_is_left_to_pillow(data):
     assert read_plain(data, 8, 8, 1) is None
 
 
-def test_a_broken_file_is_refused_and_not_guessed():
+def test_a_broken_file_is_refused():
     short = chunk(b"IDAT", zlib.compress(b"\0" * 40))
     for wrong in (
         PLAIN[:29] + b"\0\0\0\0" + PLAIN[33:],  # the header's checksum
@@ -80,13 +80,13 @@ def test_a_broken_file_is_refused_and_not_guessed():
         read_image(PLAIN[:33] + short + PLAIN[-12:], height=8, width=8, channels=1, fit="contain")
 
 
-def test_the_limit_on_pixels_holds_on_the_short_way():
+def test_the_limit_on_pixels_holds_for_the_fast_reader():
     data = encode_image(rng.integers(0, 256, (8, 8, 1), dtype=np.uint8))
     with pytest.raises(ImageError, match="8 × 8"):
         read_image(data, height=8, width=8, channels=1, fit="contain", max_pixels=63)
 
 
-def test_the_size_is_what_the_header_declares():
+def test_the_size_is_read_from_the_header():
     assert png_size(as_png(GREY.resize((9, 8)).convert("RGBA"))) == (9, 8)
     assert png_size(PLAIN[:24]) == (8, 8)
     assert png_size(PLAIN[:23]) is None

@@ -1,55 +1,15 @@
-"""Noise is a promise: the same seed and row give the same numbers for ever."""
+"""Samples and densities of priors, and bundles whose prior cannot be read."""
 
 from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tests.bundles import make_draft
-from vaeserve.bundle.manifest import BundleError, Draft, PriorSpec
-from vaeserve.bundle.prior import SEEDS, Mixture, Prior, noise, read_prior, write_prior
-
-
-def test_noise_is_these_literal_numbers():
-    np.testing.assert_array_equal(
-        noise(7, range(2), (3,)),
-        np.array([[-0.4586592, 0.25178358, -1.2938583], [-0.49719477, -0.05353057, -0.6941012]], np.float32),
-    )
-    np.testing.assert_array_equal(
-        noise(2**53 - 1, range(10**9, 10**9 + 1), (2,)), np.array([[0.68002194, -1.5899951]], np.float32)
-    )
-
-
-def test_each_row_is_the_raw_philox_stream_of_its_key():
-    raw = np.random.Philox(key=np.array([11, 5], np.uint64)).random_raw(4)
-    u = ((raw >> np.uint64(11)).astype(float) + 1) * 2.0**-53
-    radius, angle = np.sqrt(-2 * np.log(u[:2])), 2 * np.pi * u[2:]
-    expected = [radius[0] * np.cos(angle[0]), radius[0] * np.sin(angle[0]), radius[1] * np.cos(angle[1])]
-    np.testing.assert_allclose(noise(11, range(5, 6), (3,))[0], expected, rtol=1e-7)
-
-
-def test_a_row_does_not_depend_on_its_neighbours():
-    whole = noise(3, range(20), (2, 5))
-    assert whole.shape == (20, 2, 5)
-    assert whole.dtype == np.float32
-    np.testing.assert_array_equal(whole[13:15], noise(3, range(13, 15), (2, 5)))
-    assert noise(3, range(4, 4), (2, 5)).shape == (0, 2, 5)
-
-
-def test_rows_and_seeds_are_different_and_normal():
-    values = noise(0, range(4000), (8,))
-    assert stats.kstest(values.ravel(), "norm").pvalue > 1e-3
-    assert np.abs(np.corrcoef(values.T) - np.eye(8)).max() < 0.08
-    assert len(np.unique(values)) > 0.999 * values.size
-    assert np.abs(np.corrcoef(values.ravel(), noise(1, range(4000), (8,)).ravel())[0, 1]) < 0.03
-
-
-@pytest.mark.parametrize("seed", [-1, SEEDS])
-def test_seeds_outside_the_range_are_refused(seed):
-    with pytest.raises(ValueError, match=r"2\^53"):
-        noise(seed, range(1), (2,))
-
+from vaeserve.bundle.files import BundleError, Draft
+from vaeserve.bundle.manifest import PriorSpec
+from vaeserve.bundle.noise import noise
+from vaeserve.bundle.prior import Mixture, Prior, read_prior, write_prior
 
 MIXTURE = Mixture(
     np.array([0.25, 0.75]),
@@ -58,7 +18,7 @@ MIXTURE = Mixture(
 )
 
 
-def test_mixture_samples_are_these_literal_numbers():
+def test_mixture_samples_are_literal_numbers():
     np.testing.assert_allclose(
         Prior((2,), MIXTURE).sample(seed=7, rows=range(3)),
         np.array([[9.852872, -0.023352746], [9.659888, -0.13339609], [8.854371, -0.48946074]], np.float32),
@@ -66,7 +26,7 @@ def test_mixture_samples_are_these_literal_numbers():
     )
 
 
-def test_mixture_rows_do_not_depend_on_neighbours_and_components_have_their_weights():
+def test_mixture_rows_are_independent_and_components_have_their_weights():
     prior = Prior((1, 2), MIXTURE)
     whole = prior.sample(seed=3, rows=range(4000))
     assert whole.shape == (4000, 1, 2)
@@ -90,14 +50,14 @@ def with_prior(tmp_path, kind="gmm", **arrays):
     return Draft(tmp_path, draft.manifest.model_copy(update={"prior": spec})).bundle()
 
 
-def test_a_bundle_s_mixture_is_read(tmp_path):
+def test_the_mixture_of_a_bundle_is_read(tmp_path):
     prior = read_prior(with_prior(tmp_path, **asdict(MIXTURE)))
     np.testing.assert_array_equal(
         prior.sample(seed=1, rows=range(9)), Prior((2,), MIXTURE).sample(seed=1, rows=range(9))
     )
 
 
-def test_each_label_has_its_own_mixture_and_n_0_1_stays_at_hand(tmp_path):
+def test_each_label_has_its_own_mixture_and_n_0_1_stays_available(tmp_path):
     sevens = Mixture(np.ones(1), np.full((1, 2), 7, np.float32), np.eye(2, dtype=np.float32)[None] / 100)
     write_prior(tmp_path / "prior.npz", MIXTURE, {1: sevens})
     draft = make_draft(tmp_path, latent=(2,))
@@ -121,7 +81,7 @@ def test_each_label_has_its_own_mixture_and_n_0_1_stays_at_hand(tmp_path):
         ({"weights": np.array([])}, "weights must be finite"),
     ],
 )
-def test_a_mixture_that_is_none_is_refused(tmp_path, changes, message):
+def test_a_bad_mixture_is_refused(tmp_path, changes, message):
     with pytest.raises(BundleError, match=message):
         read_prior(with_prior(tmp_path, **(asdict(MIXTURE) | changes)))
 
@@ -129,3 +89,19 @@ def test_a_mixture_that_is_none_is_refused(tmp_path, changes, message):
 def test_a_mixture_without_a_file_is_refused(tmp_path):
     with pytest.raises(BundleError, match="names no file"):
         read_prior(with_prior(tmp_path))
+
+
+def test_the_log_density_of_a_mixture_is_the_weighted_sum_of_its_components():
+    rng = np.random.default_rng(0)
+    factors = np.tril(rng.standard_normal((2, 3, 3))).astype(np.float32)
+    factors[:, range(3), range(3)] = np.abs(factors[:, range(3), range(3)]) + 0.5
+    means = rng.standard_normal((2, 3)).astype(np.float32)
+    mixture = Mixture(np.array([0.25, 0.75]), means, factors)
+    z = rng.standard_normal((4, 3)).astype(np.float32)
+    expected = np.zeros(4)
+    for weight, mean, factor in zip(mixture.weights, means, factors, strict=True):
+        covariance = (factor @ factor.T).astype(float)
+        away = z - mean
+        exponent = np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+        expected += weight * np.exp(-0.5 * exponent) / np.sqrt(np.linalg.det(2 * np.pi * covariance))
+    np.testing.assert_allclose(np.exp(Prior((3,), mixture).log_density(z)), expected, rtol=1e-5)

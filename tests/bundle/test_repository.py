@@ -1,13 +1,14 @@
-"""Which versions are open, and that a bad one is looked at once."""
+"""The repository opens the newest good versions, and tries a bad one once."""
 
+import json
 import shutil
 
 import pytest
 
 from tests.bundles import make_bundle
 from vaeserve.bundle import repository as module
-from vaeserve.bundle.manifest import BundleError
-from vaeserve.bundle.repository import Repository
+from vaeserve.bundle.files import BundleError
+from vaeserve.bundle.repository import Repository, find, open_engine
 
 
 @pytest.fixture
@@ -15,11 +16,11 @@ def opened(monkeypatch):
     """The folders that were opened, as `name/version`."""
     paths, open_engine = [], module.open_engine
 
-    def noted(path, **options):
+    def recording(path, **options):
         paths.append("/".join(path.parts[-2:]))
         return open_engine(path, **options)
 
-    monkeypatch.setattr(module, "open_engine", noted)
+    monkeypatch.setattr(module, "open_engine", recording)
     return paths
 
 
@@ -33,11 +34,11 @@ def test_the_newest_good_versions_are_kept(tmp_path, keep, kept):
     for seed in range(4):
         bundle = make_bundle(tmp_path, seed=seed)
         if seed == 2:
-            (bundle / "encoder.onnx").write_bytes(b"torn")
+            (bundle / "encoder.onnx").write_bytes(b"broken")
     assert loaded(Repository(tmp_path, keep=keep)) == {"tiny": kept}
 
 
-def test_a_new_version_takes_the_place_of_the_old_and_what_is_open_stays_open(tmp_path, opened):
+def test_a_new_version_replaces_the_old_one_and_open_engines_are_kept(tmp_path, opened):
     make_bundle(tmp_path)
     make_bundle(tmp_path, "other")
     repository = Repository(tmp_path)
@@ -49,7 +50,7 @@ def test_a_new_version_takes_the_place_of_the_old_and_what_is_open_stays_open(tm
     assert sorted(opened) == ["other/1", "tiny/1", "tiny/2"]
 
 
-def test_a_bad_version_is_tried_once_and_again_when_it_has_changed(tmp_path, opened):
+def test_a_bad_version_is_tried_once_and_again_after_a_change(tmp_path, opened):
     make_bundle(tmp_path)
     bad = make_bundle(tmp_path, seed=1)
     shutil.move(bad / "decoder.onnx", tmp_path / "late.onnx")
@@ -58,12 +59,12 @@ def test_a_bad_version_is_tried_once_and_again_when_it_has_changed(tmp_path, ope
         assert loaded(repository) == {"tiny": [1]}
     assert opened == ["tiny/2", "tiny/1"]
     assert "decoder.onnx cannot be read" in repository.refused[str(bad)]
-    shutil.move(tmp_path / "late.onnx", bad / "decoder.onnx")  # it was being copied
+    shutil.move(tmp_path / "late.onnx", bad / "decoder.onnx")  # the copy is complete now
     assert loaded(repository) == {"tiny": [2]}
     assert repository.refused == {}
 
 
-def test_a_version_that_is_removed_goes_back_to_the_one_before(tmp_path):
+def test_removing_a_version_reopens_the_one_before(tmp_path):
     make_bundle(tmp_path)
     second = make_bundle(tmp_path, seed=1)
     repository = Repository(tmp_path)
@@ -72,7 +73,7 @@ def test_a_version_that_is_removed_goes_back_to_the_one_before(tmp_path):
     assert loaded(repository) == {"tiny": [1]}
 
 
-def test_the_last_version_stays_whatever_happens_on_disk(tmp_path):
+def test_the_last_version_stays_open_when_its_folder_is_gone(tmp_path):
     bundle = make_bundle(tmp_path / "models")
     make_bundle(tmp_path / "models", "other")
     repository = Repository(tmp_path / "models")
@@ -80,12 +81,12 @@ def test_the_last_version_stays_whatever_happens_on_disk(tmp_path):
     shutil.rmtree(bundle.parent)
     assert loaded(repository) == {"tiny": [1], "other": [1]}
     shutil.rmtree(tmp_path / "models")
-    with pytest.raises(BundleError, match="is no folder"):
+    with pytest.raises(BundleError, match="is not a folder"):
         repository.load()
     assert repository.engines["tiny"][1].manifest.reference == "tiny@1"
 
 
-def test_what_was_refused_is_forgotten_with_its_folder(tmp_path):
+def test_a_refusal_is_forgotten_when_its_folder_is_gone(tmp_path):
     make_bundle(tmp_path)
     bad = make_bundle(tmp_path, seed=1)
     (bad / "golden.npz").unlink()
@@ -95,3 +96,44 @@ def test_what_was_refused_is_forgotten_with_its_folder(tmp_path):
     shutil.rmtree(bad)
     repository.load()
     assert repository.refused == {}
+
+
+def test_load_opens_the_newest_version_of_each_model(tmp_path):
+    make_bundle(tmp_path, "a")
+    make_bundle(tmp_path, "a", seed=1)
+    make_bundle(tmp_path, "b", channels=3)
+    (tmp_path / "README.md").write_text("not a model")
+    (tmp_path / "empty").mkdir()
+    repository = Repository(tmp_path)
+    repository.load()
+    assert {name: list(loaded) for name, loaded in repository.engines.items()} == {"a": [2], "b": [1]}
+    assert repository.refused == {}
+
+
+def test_a_single_bundle_works_as_a_repository_in_any_folder(tmp_path):
+    path = make_bundle(tmp_path)
+    assert list(find(path)) == ["tiny"]
+    renamed = path.rename(tmp_path / "downloaded")
+    repository = Repository(renamed)
+    repository.load()
+    assert list(repository.engines) == ["tiny"]
+
+
+def test_a_bundle_in_the_wrong_place_is_refused(tmp_path):
+    path = make_bundle(tmp_path)
+    moved = path.rename(path.parent / "3")
+    with pytest.raises(BundleError, match="says it is tiny@1; put it at tiny/1"):
+        open_engine(moved)
+
+
+def test_a_missing_repository_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="is not a folder; give a model repository"):
+        Repository(tmp_path / "nowhere").load()
+
+
+def test_a_manifest_with_another_version_is_refused(tmp_path):
+    path = make_bundle(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text()) | {"version": 9}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="says it is tiny@9"):
+        open_engine(path)

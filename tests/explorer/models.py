@@ -8,11 +8,13 @@ import numpy as np
 
 from tests.bundles import make_bundle
 from tests.checkout import ROOT
-from vaeserve.bundle.calibration import calibrate, score
-from vaeserve.bundle.engine import Engine, Posterior
+from vaeserve.bundle.calibration import calibrate
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.files import Draft, publish, read_bundle, versions
 from vaeserve.bundle.latent_map import LatentMap
-from vaeserve.bundle.manifest import Draft, publish, read_bundle, versions
+from vaeserve.bundle.posterior import Posterior
 from vaeserve.bundle.repository import open_engine
+from vaeserve.bundle.scores import score
 
 SHIPPED = ROOT / "models/mnist"
 POINTS = 300
@@ -52,5 +54,7 @@ def write_map_and_calibration(engine: Engine, folder: Path) -> None:
         thumbnails=images,
     )
     np.savez_compressed(folder / "map.npz", allow_pickle=False, **plane._asdict())
-    scores = score(engine.manifest, engine.prior, images, posterior, engine.pixels(mean), images)
+    scores = score(
+        engine.manifest, images, posterior, engine.pixels(mean), images, engine.prior.log_density(mean)
+    )
     np.savez_compressed(folder / "calibration.npz", allow_pickle=False, **calibrate(scores)._asdict())

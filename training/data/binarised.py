@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from training.data.images import ByteImages, Images, Indices, Part, Slices
-from vaeserve.bundle.prior import noise
+from vaeserve.bundle.noise import noise
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

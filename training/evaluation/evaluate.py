@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from training.data.binarised import as_seen
 from training.data.images import Images, Say, Slices
-from training.evaluation.metrics import active_units, log_normal, mean_of, psnr, ssim
+from training.evaluation.metrics import active_units, mean_of, psnr, ssim
 from training.evaluation.representation import beside_others
 from training.evaluation.samples import sample_quality
-from training.publishing.export import CHUNK, draw, encode
-from vaeserve.bundle.calibration import kl
+from training.publishing.export import CHUNK, encode
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.likelihood import log_prob
-from vaeserve.bundle.manifest import LikelihoodSpec, Metric
-from vaeserve.bundle.prior import log_standard_normal, noise
+from vaeserve.bundle.manifest import Metric
+from vaeserve.bundle.posterior import Posterior
+from vaeserve.bundle.prior import log_standard_normal
+from vaeserve.bundle.scores import ImportanceBound, log_likelihood
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -59,40 +59,38 @@ def evaluate(
     `sample_quality` add.
     hole: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
     """
-    images = as_seen(_likelihood(engine).kind, data, data.split.test, seed)
+    if engine.manifest.likelihood is None:
+        raise ValueError(f"{engine.manifest.reference} has no likelihood, so it has no ELBO to evaluate")
+    images = as_seen(engine.manifest.likelihood.kind, data, data.split.test, seed)
     say(f"ELBO and reconstructions of {len(images):,} test images …")
-    mean, logvar = encode(engine, images)
-    metrics = elbo(engine, images, mean, logvar, seed)
+    posterior = encode(engine, images)
+    mean = posterior.mean
+    metrics = elbo(engine, images, posterior, seed)
     n = min(iwae_n, len(images))
     say(f"importance-weighted bound: {n:,} images, {iwae_k:,} samples each …")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:n])
     few = np.concatenate([images[row : row + 1] for row in chosen.tolist()])
-    metrics |= iwae(engine, few, mean[chosen], logvar[chosen], iwae_k, seed)
+    metrics |= iwae(engine, few, posterior.take(chosen), iwae_k, seed)
     metrics |= reconstruction(engine, images, mean)
     metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
     metrics |= beside_others(engine, data, seed, say)
     metrics |= sample_quality(engine, data, mean, seed, say)
-    return Evaluation(metrics, mean, kl(mean, logvar).mean(axis=0))
+    return Evaluation(metrics, mean, posterior.kl().mean(axis=0))
 
 
-def elbo(engine: Engine, images: Slices, mean: Floats, logvar: Floats, seed: int) -> dict[str, Metric]:
+def elbo(engine: Engine, images: Slices, posterior: Posterior, seed: int) -> dict[str, Metric]:
     """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]; elbo_prior and
     hole, where another prior than N(0, I) is served: the one's rate is that of the same z."""
-    rates: Doubles = kl(mean, logvar).reshape(len(images), -1).sum(axis=1)
+    rates: Doubles = posterior.kl().reshape(len(images), -1).sum(axis=1)
     served = _log_served(engine)
+    z = posterior.sample(seed)
     distortions = np.concatenate(
         [
-            -log_prob(
-                _likelihood(engine),
-                engine.manifest.image,
-                images[at : at + CHUNK],
-                engine.pixels(draw(mean[at : at + CHUNK], logvar[at : at + CHUNK], seed, at)),
-            )
+            -log_likelihood(engine.manifest, images[at : at + CHUNK], engine.pixels(z[at : at + CHUNK]))
             for at in range(0, len(images), CHUNK)
         ]
     )
-    image = engine.manifest.image
-    bits = (distortions + rates) / (image.height * image.width * image.channels * math.log(2))
+    bits = (distortions + rates) / (math.prod(engine.manifest.image.shape) * math.log(2))
     figures = {
         "elbo": mean_of(-distortions - rates, seed),
         "distortion": mean_of(distortions, seed),
@@ -101,55 +99,36 @@ def elbo(engine: Engine, images: Slices, mean: Floats, logvar: Floats, seed: int
         "bits_per_dim": mean_of(bits, seed),
     }
     if served is not None:
-        z = draw(mean, logvar, seed, 0)
         flat = z.reshape(len(z), -1).astype(np.float64)
         densities = np.concatenate([served(z[at : at + CHUNK]) for at in range(0, len(z), CHUNK)])
-        entropy = 0.5 * (logvar.astype(np.float64) + math.log(2 * math.pi) + 1).reshape(len(z), -1).sum(
-            axis=1
-        )
+        logvar = posterior.logvar.reshape(len(z), -1).astype(np.float64)
+        entropy = 0.5 * (logvar + math.log(2 * math.pi) + 1).sum(axis=1)
         figures["elbo_prior"] = mean_of(-distortions + entropy + densities, seed)
         figures["hole"] = mean_of(densities - log_standard_normal(flat), seed)
     return figures
 
 
-def iwae(
-    engine: Engine, images: Slices, mean: Floats, logvar: Floats, k: int, seed: int
-) -> dict[str, Metric]:
-    """log(1/k Σ p(x|z) p(z) / q(z|x)) with k samples z ~ q(z|x), a lower bound on log p(x) in nats (Burda et
-    al., arXiv 1509.00519), of images uint8 [n, h, w, c]. `iwae` under N(0, I); `iwae_prior` under the
-    prior that is served, where that is another.
+def iwae(engine: Engine, images: Slices, posterior: Posterior, k: int, seed: int) -> dict[str, Metric]:
+    """The importance-weighted bound on log p(x) in nats with k samples of each image.
 
-    Images are encoded once (mean, logvar: float32 [n, *latent]). The n·k samples are decoded in chunks that
-    do not care where an image ends, and the sums are accumulated as float64 logarithms, so neither k nor the
-    chunk need divide anything. Sample s of image r has its own noise: more samples keep the first ones.
+    `iwae` is under N(0, I), `iwae_prior` under the served prior where that is another. `posterior` is that of
+    the images, uint8 [n, h, w, c]. Sample s of image r has its own noise: more samples keep the first ones.
     """
     if not 1 <= k <= MOST_SAMPLES:
         raise ValueError(f"k must be from 1 to {MOST_SAMPLES}, not {k}")
-    n, likelihood, served = len(mean), _likelihood(engine), _log_served(engine)
-    means, logvars = (array.reshape(n, -1).astype(np.float64) for array in (mean, logvar))
-    total = {"iwae": np.full(n, -np.inf)}
-    if served is not None:
-        total["iwae_prior"] = np.full(n, -np.inf)
-    for start in range(0, n * k, CHUNK):
-        row, sample = np.divmod(np.arange(start, min(start + CHUNK, n * k)), k)
-        first, last = int(row[0]), int(row[-1])
-        eps = np.concatenate(
-            [
-                noise(seed, _noise_rows(image, sample[row == image]), mean.shape[1:])
-                for image in range(first, last + 1)
-            ]
-        )
-        z32 = (mean[row] + np.exp(logvar[row] / 2) * eps).astype(np.float32)
-        z = z32.reshape(len(z32), -1).astype(np.float64)  # what is decoded is what is weighed
-        decoded = engine.pixels(z32)
-        shown = images[first : last + 1][row - first]
-        log_ratio = log_prob(likelihood, engine.manifest.image, shown, decoded) - log_normal(
-            z, means[row], logvars[row]
-        )
-        np.logaddexp.at(total["iwae"], row, log_ratio + log_standard_normal(z))
+    served = _log_served(engine)
+    bound, under_prior = (ImportanceBound(posterior, k, seed, stride=MOST_SAMPLES) for _ in range(2))
+    for image, z in bound.pieces(CHUNK):
+        first, last = int(image[0]), int(image[-1])
+        shown = images[first : last + 1][image - first]
+        log_p = log_likelihood(engine.manifest, shown, engine.pixels(z))
+        bound.add(image, z, log_p)
         if served is not None:
-            np.logaddexp.at(total["iwae_prior"], row, log_ratio + served(z32))
-    return {name: mean_of(sums - math.log(k), seed, k) for name, sums in total.items()}
+            under_prior.add(image, z, log_p, served(z))
+    figures = {"iwae": mean_of(bound.value, seed, k)}
+    if served is not None:
+        figures["iwae_prior"] = mean_of(under_prior.value, seed, k)
+    return figures
 
 
 def reconstruction(engine: Engine, images: Slices, mean: Floats) -> dict[str, Metric]:
@@ -171,17 +150,6 @@ def reconstruction(engine: Engine, images: Slices, mean: Floats) -> dict[str, Me
 def _log_served(engine: Engine) -> Callable[[Floats], Doubles] | None:
     """log p(z) under the prior that is served; None where that is N(0, I), or says no density."""
     prior = engine.prior
-    known = prior.mixture is not None if prior.flow is None else prior.flow.log_density is not None
-    return prior.log_density if known else None
-
-
-def _noise_rows(image: int, samples: NDArray[np.int64]) -> range:
-    """The rows of noise of these consecutive samples."""
-    return range(image * MOST_SAMPLES + int(samples[0]), image * MOST_SAMPLES + int(samples[-1]) + 1)
-
-
-def _likelihood(engine: Engine) -> LikelihoodSpec:
-    likelihood = engine.manifest.likelihood
-    if likelihood is None:
-        raise ValueError(f"{engine.manifest.reference} says no likelihood, so it has no ELBO to evaluate")
-    return likelihood
+    if prior is None or not prior.has_density or prior.kinds == ("normal",):
+        return None
+    return prior.log_density

@@ -39,7 +39,8 @@ def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: 
     """
     from training.evaluation import classifier
 
-    if data.labels is None or len(np.unique(data.labels[data.split.train])) < 2:
+    prior = engine.prior
+    if prior is None or data.labels is None or len(np.unique(data.labels[data.split.train])) < 2:
         return {}
     say("samples, beside reconstructions and real images …")
     rng = np.random.default_rng(seed)
@@ -50,13 +51,13 @@ def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: 
     likelihood = engine.manifest.likelihood
     seen = as_seen(likelihood.kind if likelihood else None, data, train, seed)
     kinds = {
-        "": _decoded(engine, engine.prior.sample(seed=seed, rows=range(n))),
+        "": _decoded(engine, prior.sample(seed=seed, rows=range(n))),
         "_reconstructions": _decoded(engine, means[chosen]),
         "_restored": _decoded(engine, encode(engine, seen)[0]),
         "_real": data.pixels[train],
     }
-    if len(engine.prior.kinds) > 1:
-        kinds["_normal"] = _decoded(engine, engine.prior.sample(seed=seed, rows=range(n), kind="normal"))
+    if len(prior.kinds) > 1:
+        kinds["_normal"] = _decoded(engine, prior.sample(seed=seed, rows=range(n), kind="normal"))
     network = classifier.train(data, seed)
     right = classifier.predict(network, test) == data.labels[data.split.test[chosen]]
     metrics = {"classifier": mean_of(right.astype(float), seed)}

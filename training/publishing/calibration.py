@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from training.data.images import Slices
-from training.publishing.export import CHUNK, draw
-from vaeserve.bundle.calibration import Scores, calibrate, score
-from vaeserve.bundle.engine import Engine, Posterior
+from training.publishing.export import CHUNK
+from vaeserve.bundle.calibration import calibrate
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.scores import Scores, score
 
 FILE = "calibration.npz"
 MOST = 10_000  # images: a p-value near 0.05 is then good to ± 0.002
@@ -15,19 +16,21 @@ MOST = 10_000  # images: a p-value near 0.05 is then good to ± 0.002
 
 def scores(engine: Engine, images: Slices, seed: int) -> Scores:
     """The scores of images uint8 [n, h, w, c] as /score computes them; row r has the noise of row r."""
-    parts = []
+    prior, parts = engine.prior, []
+    if prior is None:
+        raise ValueError(f"{engine.manifest.reference} has no prior, so images have no scores")
     for start in range(0, len(images), CHUNK):
         part = images[start : start + CHUNK]
-        posterior = Posterior(*engine.encode(part))
-        z = draw(*posterior, seed, start)
+        posterior = engine.encode(part)
+        z = posterior.sample(seed, range(start, start + len(part)))
         parts.append(
             score(
                 engine.manifest,
-                engine.prior,
                 part,
                 posterior,
                 engine.pixels(z),
                 engine.decode(posterior.mean),
+                prior.log_density(posterior.mean),
             )
         )
     return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -178,7 +178,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
     iwae, side = metrics.get("iwae"), min(image.height, image.width)
     return CARD.format(
         name=manifest.name,
-        shape=f"{image.height}×{image.width}×{image.channels}",
+        shape="×".join(map(str, image.shape)),
         latent=latent.size,
         likelihood=kind + scale,
         kind=BERNOULLI if kind == "bernoulli" else BINNED,

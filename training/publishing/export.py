@@ -27,23 +27,22 @@ from training.fit import checkpoint as checkpoints
 from training.model.flow import DensityGraph, Flow, PriorGraph
 from training.model.networks import DecoderGraph, EncoderGraph
 from training.publishing import fit_priors as priors
-from vaeserve.bundle.calibration import kl
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.files import DENSITY, Draft, Golden
+from vaeserve.bundle.likelihood import Bernoulli, Gaussian, Logistic
 from vaeserve.bundle.manifest import (
-    DENSITY,
     DataRecord,
-    Draft,
-    Golden,
     ImageSpec,
     LatentSpec,
-    LikelihoodSpec,
     Manifest,
     PriorSpec,
     Tolerance,
     Training,
 )
-from vaeserve.bundle.prior import MIXTURE_FILE, Mixture, noise, write_prior
+from vaeserve.bundle.noise import noise
+from vaeserve.bundle.posterior import Posterior
+from vaeserve.bundle.prior import MIXTURE_FILE, Mixture, write_prior
 
 OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
 PARITY = 1e-4  # float32 through a dozen layers: measured errors are around 1e-6
@@ -129,13 +128,12 @@ def fit_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -
     }
 
     def samples(part: str, fewest: int, label: int | None = None) -> NDArray[np.float64]:
-        mean, logvar = posteriors[part]
+        posterior = posteriors[part]
         if label is not None and data.labels is not None:
-            chosen = data.labels[parts[part]] == label
-            mean, logvar = mean[chosen], logvar[chosen]
-        draws = max(1, math.ceil(fewest / len(mean)))
+            posterior = posterior.take(data.labels[parts[part]] == label)
+        draws = max(1, math.ceil(fewest / len(posterior.mean)))
         first = 1 if part == "train" else 1000
-        z = np.concatenate([draw(mean, logvar, first + each, 0) for each in range(draws)])
+        z = np.concatenate([posterior.sample(first + each) for each in range(draws)])
         return z.reshape(len(z), -1).astype(np.float64)
 
     def fitted(fewest: int, most: int, label: int | None = None) -> Mixture:
@@ -227,18 +225,10 @@ def parity(
     return Tolerance(latent=max(1e-3, 20 * max(worst.values())), pixels=max(1e-3, 20 * pixels))
 
 
-def encode(engine: Engine, images: Slices) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def encode(engine: Engine, images: Slices) -> Posterior:
     """The posterior of any number of images, in chunks: mean and logvar, float32 [n, *latent]."""
     parts = [engine.encode(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
-    return np.concatenate([part.mean for part in parts]), np.concatenate([part.logvar for part in parts])
-
-
-def draw(
-    mean: NDArray[np.float32], logvar: NDArray[np.float32], seed: int, start: int
-) -> NDArray[np.float32]:
-    """One z ~ q(z|x) per row; row r of the set (r = start + index) always gets the same noise."""
-    eps = noise(seed, range(start, start + len(mean)), mean.shape[1:])
-    return (mean + np.exp(logvar / 2) * eps).astype(np.float32)
+    return Posterior(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def code_version() -> str:
@@ -261,23 +251,22 @@ def _measured(
     engine: Engine, config: TrainConfig, images: Slices, scale: torch.Tensor | None
 ) -> dict[str, Any]:
     """Manifest fields that are measurements on the validation images; `scale` is the logistic's, trained."""
-    mean, logvar = encode(engine, images)
+    posterior = encode(engine, images)
     update: dict[str, Any] = {
         "latent": engine.manifest.latent.model_copy(
-            update={"kl": tuple(np.round(kl(mean, logvar).mean(axis=0), 4).ravel().tolist())}
+            update={"kl": tuple(np.round(posterior.kl().mean(axis=0), 4).ravel().tolist())}
         ),
-        "likelihood": LikelihoodSpec(kind="bernoulli"),
+        "likelihood": Bernoulli(),
     }
     if scale is not None:
-        update["likelihood"] = LikelihoodSpec(kind="logistic", scale=float(scale.detach()))
+        update["likelihood"] = Logistic(scale=float(scale.detach()))
     if config.likelihood == "gaussian":
-        z = draw(mean, logvar, config.seed, 0)
+        z = posterior.sample(config.seed)
         squares = sum(
             float(np.square(engine.pixels(z[at : at + CHUNK]) - images[at : at + CHUNK] / 255.0).sum())
             for at in range(0, len(images), CHUNK)
         )
-        update["likelihood"] = LikelihoodSpec(
-            kind="gaussian",
+        update["likelihood"] = Gaussian(
             scale=max(squares / (len(images) * math.prod(images[:1].shape[1:])), 1e-12) ** 0.5,
         )
     return update

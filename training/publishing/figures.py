@@ -14,6 +14,7 @@ from training.data.images import ByteImages, Images, Indices, Part, pieces
 from training.fit.validation import judged
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.images import contact_sheet, encode_image
+from vaeserve.bundle.prior import Prior
 
 COLUMNS = 10
 SHOWN_SIDE = 56  # pixels that a small image is enlarged to, so that one can see it
@@ -54,7 +55,7 @@ def draw_all(engine: Engine, data: Images, rows: Indices, means: Floats, kl: Dou
         "neighbours.png": neighbours(engine, data),
         "map.png": latent_map(means, labels, data.label_names),
         "kl.png": kl_bars(kl),
-    } | ({"labels.png": labelled(engine)} if engine.prior.by_label else {})
+    } | ({"labels.png": labelled(engine)} if _prior(engine).by_label else {})
 
 
 def overview(engine: Engine, originals: ByteImages, means: Floats) -> bytes:
@@ -86,9 +87,9 @@ def samples(engine: Engine) -> bytes:
 def labelled(engine: Engine) -> bytes:
     """Samples of each label's own mixture, a row each."""
     names = engine.manifest.labels or ()
-    shown = sorted(engine.prior.by_label)[:MOST_ROWS]
+    shown = sorted(_prior(engine).by_label)[:MOST_ROWS]
     rows = [
-        (names[label][:24], engine.decode(engine.prior.sample(seed=0, rows=range(COLUMNS), label=label)))
+        (names[label][:24], engine.decode(_prior(engine).sample(seed=0, rows=range(COLUMNS), label=label)))
         for label in shown
     ]
     return _sheet(rows)
@@ -233,8 +234,14 @@ def _term(part: Mapping[str, float], term: str) -> float:
     return -part["distortion"] - part["rate"] if term == "elbo" else part[term]
 
 
+def _prior(engine: Engine) -> Prior:
+    if engine.prior is None:
+        raise ValueError(f"{engine.manifest.reference} has no prior to sample pictures from")
+    return engine.prior
+
+
 def _sampled(engine: Engine, n: int) -> ByteImages:
-    return engine.decode(engine.prior.sample(seed=0, rows=range(n)))
+    return engine.decode(_prior(engine).sample(seed=0, rows=range(n)))
 
 
 def _between(first: Floats, last: Floats, count: int) -> Floats:

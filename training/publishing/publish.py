@@ -14,11 +14,11 @@ from training.evaluation.evaluate import IWAE_K, IWAE_N, Evaluation, evaluate
 from training.publishing import calibration, mapping, report
 from training.publishing import figures as pictures
 from training.publishing.card import beside_float32, card
-from training.publishing.export import draw, encode, export
+from training.publishing.export import encode, export
 from training.publishing.quantize import CALIBRATED_ON, quantise, speed
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import Draft, publish, read_bundle
+from vaeserve.bundle.files import Draft, publish, read_bundle
 from vaeserve.bundle.repository import open_engine
 
 
@@ -96,7 +96,7 @@ def release_int8(path: Path, data: Images, models: Path, say: Say = print) -> Pa
         say("quantising …")
         rows = np.sort(np.random.default_rng(seed).permutation(data.split.train)[:CALIBRATED_ON])
         images = as_seen(manifest.likelihood.kind, data, rows, seed)[:]
-        latents = draw(*encode(exact, images), seed, 0)
+        latents = encode(exact, images).sample(seed)
         draft = with_held_out(quantise(Draft(Path(work), manifest), images, latents), data, say)
         engine = Engine(draft.bundle())
         faster = speed(exact, engine)

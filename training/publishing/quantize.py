@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import Draft, Golden, Tolerance
+from vaeserve.bundle.files import Draft, Golden
+from vaeserve.bundle.manifest import Tolerance
 from vaeserve.bundle.ort import ort
 
 QUANTISED = ["Conv", "Gemm", "MatMul"]
@@ -63,7 +64,7 @@ def speed(float32: Engine, int8: Engine) -> dict[str, float]:
     image, latent = int8.manifest.image, int8.manifest.latent.shape
     found = {}
     for n in SPEED_BATCHES:
-        images = np.resize(int8.bundle.golden().input, (n, image.height, image.width, image.channels))
+        images = np.resize(int8.bundle.golden().input, (n, *image.shape))
         latents = np.resize(int8.bundle.golden().mean, (n, *latent))
         found[f"encode, batch {n}"] = _ratio(partial(Engine.encode, images=images), float32, int8)
         found[f"decode, batch {n}"] = _ratio(partial(Engine.decode, latents=latents), float32, int8)

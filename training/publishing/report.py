@@ -23,7 +23,6 @@ from training.fit import checkpoint as checkpoints
 from training.publishing import figures as pictures
 from training.publishing.card import CAPTIONS, figure_table, fit_command, sample_table, splits
 from training.publishing.export import encode, export
-from vaeserve.bundle.calibration import kl
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Metric
@@ -145,8 +144,8 @@ def _drawn(config: TrainConfig, chosen: Path, say: Say) -> tuple[dict[str, Any],
         say(f"exporting {chosen.name} to draw its pictures …")
         engine = Engine(export(chosen, data, Path(work)).bundle(), threads=usable_cpus())
     rows = data.split.validation[: pictures.MOST_POINTS]
-    mean, logvar = encode(engine, Part(data.pixels, rows))
-    drawn = pictures.draw_all(engine, data, rows, mean, kl(mean, logvar).mean(axis=0))
+    posterior = encode(engine, Part(data.pixels, rows))
+    drawn = pictures.draw_all(engine, data, rows, posterior.mean, posterior.kl().mean(axis=0))
     note = f"Not published yet: the pictures show {chosen.name} on validation images, test is untouched."
     return {"data": about(data)}, drawn, [note]
 

@@ -1,7 +1,7 @@
-"""How well a model explains an image, and how unusual that is among the images it was held out from.
+"""How unusual an image is among held-out images of the same kind.
 
 A bundle's calibration.npz has the sorted scores of validation images. A p-value is a rank among them: the
-share of normal images that the model explains as badly as this one or worse.
+share of held-out images that the model explains as badly as this one, or worse.
 """
 
 from typing import NamedTuple
@@ -9,87 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeserve.bundle.likelihood import log_prob
-from vaeserve.bundle.manifest import Bundle, BundleError, ImageSpec, LikelihoodSpec, Manifest
-from vaeserve.bundle.prior import Prior
-
-ByteImages = NDArray[np.uint8]  # [n, h, w, c]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-
-
-PIECE = 1 << 18  # pixels that are scored at once
-
-
-class Scores(NamedTuple):
-    """Of each image: -log p(x|z), KL(q(z|x) ‖ N(0, I)) and log p(z) of the posterior mean under the served
-    prior, in nats, float64 [n]; and the mean squared error of the reconstruction on [0, 1], float32 [n]."""
-
-    distortion: Doubles
-    rate: Doubles
-    log_prior: Doubles
-    error: Floats
-
-    @property
-    def elbo(self) -> Doubles:
-        """The evidence lower bound in nats, with one z for each image."""
-        return -(self.distortion + self.rate)
-
-
-def kl(mean: Floats, logvar: Floats) -> Doubles:
-    """KL(q(z|x) ‖ N(0, I)) of each dimension in nats, float64 [n, *latent]."""
-    mean64, logvar64 = mean.astype(np.float64), logvar.astype(np.float64)
-    return 0.5 * (np.square(mean64) + np.exp(logvar64) - 1 - logvar64)
-
-
-def squared_error(images: ByteImages, others: ByteImages) -> Floats:
-    """Mean squared error on [0, 1] of each pair of uint8 [h, w, c]; row by row: no large float array."""
-    errors = [
-        np.square(a.astype(np.float32) - b).mean() / 255**2 for a, b in zip(images, others, strict=True)
-    ]
-    return np.array(errors, np.float32)
-
-
-def score(
-    manifest: Manifest,
-    prior: Prior,
-    images: ByteImages,
-    posterior: tuple[Floats, Floats],
-    pixels: Floats,
-    reconstructions: ByteImages,
-) -> Scores:
-    """`posterior`: mean and logvar, float32 [n, *latent]. `pixels` float32 [n, h, w, c] are decoded from one
-    z ~ q(z|x) each, `reconstructions` uint8 [n, h, w, c] from the means.
-
-    ValueError for a model without a likelihood.
-    """
-    if manifest.likelihood is None:
-        raise ValueError(f"{manifest.reference} has no likelihood")
-    return Scores(
-        distortion=-_log_likelihood(manifest.likelihood, manifest.image, images, pixels),
-        rate=kl(*posterior).reshape(len(images), -1).sum(axis=1),
-        log_prior=prior.log_density(posterior[0]),
-        error=squared_error(images, reconstructions),
-    )
-
-
-def log_weights(
-    manifest: Manifest, images: ByteImages, posterior: tuple[Floats, Floats], z: Floats, pixels: Floats
-) -> Doubles:
-    """log p(x|z) p(z) / q(z|x) with p(z) = N(0, I), of one z and its pixels for each image: nats [n].
-
-    The mean of the exponentials over many z is the importance-weighted estimate of p(x).
-    """
-    if manifest.likelihood is None:
-        raise ValueError(f"{manifest.reference} has no likelihood")
-    mean, logvar, drawn = (array.reshape(len(z), -1).astype(np.float64) for array in (*posterior, z))
-    ratio = 0.5 * (np.square(drawn - mean) * np.exp(-logvar) + logvar - np.square(drawn)).sum(axis=1)
-    total: Doubles = _log_likelihood(manifest.likelihood, manifest.image, images, pixels) + ratio
-    return total
+from vaeserve.bundle.arrays import Doubles, Floats
+from vaeserve.bundle.files import Bundle, BundleError
+from vaeserve.bundle.scores import Scores
 
 
 class Calibration(NamedTuple):
-    """Scores of m held-out images, and how unusual they are among themselves; each float32 [m], ascending."""
+    """Scores of m held-out images, and their surprise among themselves; each float32 [m], ascending."""
 
     elbo: Floats
     distortion: Floats
@@ -99,11 +25,12 @@ class Calibration(NamedTuple):
     surprise: Floats
 
     def p_values(self, scores: Scores) -> dict[str, Doubles]:
-        """Of each image, (1 + how many held-out images are as unusual) / (1 + m), float64 [n].
+        """(1 + the number of held-out images that are as unusual) / (1 + m) of each image, float64 [n].
 
-        Unusual is a low `elbo` or `log_prior`, and a high `distortion`, `rate` or `error`. `value` joins two
-        that fail on different images: the ELBO misses a letter that the model draws as well as any digit, the
-        prior misses a blank image. It ranks the smaller of their two p-values, -log of which is the surprise.
+        A low `elbo` or `log_prior` is unusual, and so is a high `distortion`, `rate` or `error`. `value`
+        combines two scores that fail on different images: the ELBO misses a letter that the model
+        reconstructs as well as a digit, the prior misses a blank image. It ranks the surprise, -log of the
+        smaller of their two p-values.
         """
         found = {
             "elbo": _share_above(-self.elbo[::-1], -scores.elbo),
@@ -116,7 +43,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(scores: Scores) -> Calibration:
-    """The calibration that the scores of held-out images make."""
+    """Make a calibration of the scores of held-out images."""
 
     def ascending(values: NDArray[np.floating]) -> Floats:
         return np.sort(values.astype(np.float32))
@@ -137,21 +64,8 @@ def _surprise(p_values: dict[str, Doubles]) -> Doubles:
     return surprise
 
 
-def _log_likelihood(
-    likelihood: LikelihoodSpec, spec: ImageSpec, images: ByteImages, pixels: Floats
-) -> Doubles:
-    """`log_prob` in pieces: it works in float64 on a dozen arrays of the size that it is given."""
-    step = max(1, PIECE // images[0].size)
-    return np.concatenate(
-        [
-            log_prob(likelihood, spec, images[start : start + step], pixels[start : start + step])
-            for start in range(0, len(images), step)
-        ]
-    )
-
-
 def read_calibration(bundle: Bundle) -> Calibration | None:
-    """What a bundle has of it; BundleError when the file is not what it should be."""
+    """The calibration of a bundle, None where it has none; BundleError for a bad file."""
     name = bundle.manifest.calibration
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use, which is not what os.cpu_count() says in a container."""
+"""The number of CPUs that this process may use, also in a container with a quota."""
 
 import math
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """The smaller of the CPU affinity and the cgroup's quota (v2, then v1), at least 1.
 
-    onnxruntime sizes its pool to the host when it is not told better; in a container with a quota
-    that means throttling (onnxruntime#29510).
+    onnxruntime sizes its pool to the host by default; in a container with a quota that means throttling
+    (onnxruntime#29510).
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
@@ -17,7 +17,7 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """CPUs granted by the cgroup, None when it sets no limit."""
+    """CPUs granted by the cgroup, None without a limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)

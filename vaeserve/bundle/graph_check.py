@@ -1,8 +1,7 @@
-"""What may be in an ONNX graph that somebody else made: its own weights and the standard's operators.
+"""Refuses ONNX graphs that need more than their own weights and the standard operators.
 
-Reads the few fields of the protobuf that decide it, so that the service needs no `onnx`. onnxruntime would
-read files that a graph names as its weights (relative to wherever the process was started), load operators
-from libraries, and run loops that never end.
+onnxruntime would read any file that a graph names as its weights, load operators from libraries, and run
+loops that never end. This reads only the protobuf fields that matter, so the service does not need `onnx`.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 EXTERNAL = 1  # TensorProto.DataLocation
 
-# The numbers of the fields that are followed, as in onnx.proto.
+# Field numbers of onnx.proto.
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 20, 25
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _FUNCTION_NODE, _FUNCTION_DOMAIN = 7, 10
@@ -20,15 +19,15 @@ _TENSOR_EXTERNAL_DATA, _TENSOR_LOCATION = 13, 14
 
 
 class GraphError(ValueError):
-    """A graph that must not be run; the message is the reason and what to do."""
+    """A graph that must not be run. The message gives the reason and what to do."""
 
 
 def check_graph(data: bytes) -> None:
-    """GraphError unless the bytes of an ONNX file can be run without reading or loading anything else."""
+    """Raise GraphError unless an ONNX file can be run without reading or loading anything else."""
     try:
         _check_model(memoryview(data))
     except (IndexError, UnicodeDecodeError) as error:
-        raise GraphError("it is no ONNX graph, or was cut; export the model again") from error
+        raise GraphError("it is not an ONNX graph, or it is truncated; export the model again") from error
 
 
 def _check_model(model: memoryview) -> None:
@@ -57,7 +56,7 @@ def _check_node(node: memoryview, domains: frozenset[str]) -> None:
     kind, domain = _text(node, _NODE_TYPE), _text(node, _NODE_DOMAIN)
     if domain not in domains:
         raise GraphError(
-            f"its operator {kind[:60]!r} is of the domain {domain[:60]!r}, which is not part of ONNX; "
+            f"its operator {kind[:60]!r} is from the domain {domain[:60]!r}, which is not part of ONNX; "
             "export the model with standard operators"
         )
     for number, value in _fields(node):
@@ -65,7 +64,7 @@ def _check_node(node: memoryview, domains: frozenset[str]) -> None:
             for part, content in _fields(_bytes(value)):
                 if part in _ATTRIBUTE_GRAPHS:
                     raise GraphError(
-                        f"its operator {kind[:60]!r} runs another graph, perhaps without end; "
+                        f"its operator {kind[:60]!r} runs a sub-graph, which may never end; "
                         "export the model without control flow"
                     )
                 if part in _ATTRIBUTE_TENSORS:
@@ -89,7 +88,7 @@ def _check_tensor(tensor: memoryview) -> None:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field; IndexError where the message ends too early."""
+    """Yield the number and value of each field; IndexError if the message ends too early."""
     at, end = 0, len(message)
     while at < end:
         key, at = _varint(message, at)
@@ -103,9 +102,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
-                raise IndexError("a kind of field that protobuf no longer has")
+                raise IndexError("an unknown wire type")
             if at + size > end:
-                raise IndexError("the field is longer than what holds it")
+                raise IndexError("the field is longer than its message")
             value, at = message[at : at + size], at + size
         yield number, value
 
@@ -119,19 +118,19 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return result, at
         if shift > 63:
-            raise IndexError("a number of more than 64 bits")
+            raise IndexError("a varint of more than 64 bits")
 
 
 def _bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise IndexError("a number where a message should be")
+        raise IndexError("a number instead of a message")
     return value
 
 
-def _text(message: memoryview, wanted: int) -> str:
-    """The last value of a text field, as protobuf reads it; empty when there is none."""
+def _text(message: memoryview, field: int) -> str:
+    """The last value of a text field, as in protobuf; empty if there is none."""
     found = ""
     for number, value in _fields(message):
-        if number == wanted:
+        if number == field:
             found = bytes(_bytes(value)).decode()
     return found

@@ -1,8 +1,8 @@
-"""Image files → uint8 [h, w, c] and back. The one preprocessing path: training and serving call this.
+"""Converts image files to uint8 [h, w, c] and back, for training and for serving.
 
-What a person expects of a picture holds here: EXIF orientation is applied, transparency is shown on
-white, 16-bit grey keeps its full range, of an animation the first frame counts. A large picture costs
-little more memory than Pillow needs to decode it: it is converted in strips, and shrunk on the way.
+EXIF orientation is applied, transparency is shown on white, 16-bit grey keeps its full range, and an
+animation is reduced to its first frame. A large image takes little more memory than Pillow needs to decode
+it, because it is converted and shrunk in strips.
 """
 
 import io
@@ -13,28 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vaeserve.bundle.manifest import Fit
 from vaeserve.bundle.png import read_plain
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow has parsers for sixty more that nobody sends
+# The formats that are read, by Pillow's names, and their media types. Each of Pillow's sixty other parsers
+# would be an attack surface.
+MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+}
+FORMATS = tuple(MEDIA_TYPES)
 
-Fit = Literal["cover", "contain", "stretch"]
-
-# The largest side that JPEG can have. Pillow keeps a pointer for every row, so that an image of one column
-# would take three times the memory of its pixels.
+# The largest side of a JPEG. Pillow keeps a pointer for every row, so an image of one column would take
+# three times the memory of its pixels.
 MAX_SIDE = 65_535
 
-# Up to here an image is converted in one go and resampled from all of its pixels; above, in strips of as
-# many pixels, each shrunk by a whole number before the resampling, to no less than twice the model's size.
+# Up to this many pixels an image is converted at once and resampled from all of them. A larger one is
+# converted in strips of this size, each first shrunk by a whole factor, to at least twice the model's size.
 STRIP = 1 << 20
 
-# Pillow decodes run-length encoded BMP in Python, 3 MB a second.
+# Bytes. Pillow decodes run-length encoded BMP in Python, at 3 MB a second.
 MAX_RUN_LENGTH = 1 << 20
 
 # WebP decodes into three canvases and a copy: 17 bytes a pixel where other formats take 4 to 8.
 COST = {"WEBP": 2}
 
-ORIENTATION = 0x0112  # EXIF's
-# Its value → what turns the picture upright.
+ORIENTATION = 0x0112  # the EXIF tag
+# Orientation → the transposition that turns the image upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,11 +55,11 @@ TURNS = {
 
 
 class ImageError(ValueError):
-    """Bytes that are no image we can read; the message says what is wrong with them."""
+    """Bytes that are not a readable image. The message says what is wrong with them."""
 
 
 class TooManyPixels(ImageError):
-    """An image larger than the limit, known from its header before anything was decoded."""
+    """An image above the limit, recognised from its header without decoding it."""
 
 
 def read_image(
@@ -59,15 +67,15 @@ def read_image(
 ) -> NDArray[np.uint8]:
     """Decode one image file and fit it to the model's size: uint8 [height, width, channels].
 
-    `cover` fills the frame and crops, `contain` shows everything on black, `stretch` ignores the
-    aspect ratio; an image of exactly the right size is never resampled. Raises ImageError, and
-    TooManyPixels from the header alone.
+    `cover` fills the frame and crops, `contain` shows everything on black, `stretch` ignores the aspect
+    ratio. An image of exactly the right size is never resampled. Raises ImageError, and TooManyPixels from
+    the header alone.
     """
     if height * width <= max_pixels and (plain := read_plain(data, height, width, channels)) is not None:
         return plain
     image = _open(data, max_pixels)
     try:
-        # JPEG can decode at a fraction of its size; twice the model's keeps the resampling exact enough.
+        # JPEG can decode at a fraction of its size; twice the model's size keeps the resampling accurate.
         enough = 2 * max(height, width)
         image.draft(None, (enough, enough))
         image.load()
@@ -77,17 +85,17 @@ def read_image(
         image = _fit(image, (width, height), fit)
     except Exception as error:  # a broken file makes Pillow's parsers raise nearly anything
         raise ImageError(f"the image is broken or truncated ({_reason(error)})") from error
-    # What np.asarray does, without the way through __array_interface__, which takes as long again.
+    # Twice as fast as np.asarray, which goes through __array_interface__.
     return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
 
 
 def image_size(data: bytes, *, max_pixels: int = 64_000_000) -> tuple[int, int, int]:
-    """(height, width, channels) of an image file from its header, as a person sees it; channels 1 or 3."""
+    """(height, width, channels) of an image file after orientation, from its header; channels 1 or 3."""
     image = _open(data, max_pixels)
     try:
-        # Of a PNG only what stands before its pixels: to look further, Pillow would decode them all.
+        # Only what precedes a PNG's pixels: to look further, Pillow would decode them all.
         exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        turned = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)  # those lie on their side
+        turned = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)  # turned by 90°
         grey = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or (
             image.mode in ("P", "PA") and _is_grey(image)
         )
@@ -100,7 +108,7 @@ def image_size(data: bytes, *, max_pixels: int = 64_000_000) -> tuple[int, int, 
 def fit_array(
     pixels: NDArray[np.uint8], *, height: int, width: int, channels: int, fit: Fit
 ) -> NDArray[np.uint8]:
-    """Bring uint8 [h, w, 1 or 3] to a model's size as `read_image` does files: [height, width, channels]."""
+    """Fit uint8 [h, w, 1 or 3] to a model's size as `read_image` does: uint8 [height, width, channels]."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     image = _fit(_to_mode(image, "L" if channels == 1 else "RGB"), (width, height), fit)
     return np.asarray(image).reshape(height, width, channels)
@@ -109,7 +117,7 @@ def fit_array(
 def contact_sheet(
     images: NDArray[np.uint8], *, columns: int | None = None, gap: int = 2
 ) -> NDArray[np.uint8]:
-    """Lay uint8 [n, h, w, c] out as one image in reading order, as square as it gets; uint8 [H, W, c]."""
+    """Lay out uint8 [n, h, w, c] as one image in reading order, nearly square; uint8 [H, W, c]."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -122,18 +130,18 @@ def contact_sheet(
 
 
 def encode_image(pixels: NDArray[np.uint8], format: Literal["png", "jpeg"] = "png") -> bytes:
-    """uint8 [h, w, c] → the bytes of an image file."""
+    """Encode uint8 [h, w, c] as an image file."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     file = io.BytesIO()
     if format == "png":
-        image.save(file, "PNG", compress_level=1)  # level 6 takes twice the time to save an eighth
+        image.save(file, "PNG", compress_level=1)  # level 6 takes twice the time and saves an eighth
     else:
         image.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
 def encode_animation(images: NDArray[np.uint8], format: Literal["gif", "webp"], duration: int) -> bytes:
-    """uint8 [n, h, w, c] → an animation that repeats for ever, each frame `duration` milliseconds long."""
+    """Encode uint8 [n, h, w, c] as an endless animation of `duration` milliseconds a frame."""
     frames = [Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels) for pixels in images]
     file = io.BytesIO()
     first, *others = frames
@@ -144,7 +152,7 @@ def encode_animation(images: NDArray[np.uint8], format: Literal["gif", "webp"], 
         append_images=others,
         duration=duration,
         loop=0,
-        lossless=True,  # WebP: small pictures gain nothing from losses
+        lossless=True,  # WebP: lossy compression saves nothing on small images
     )
     return file.getvalue()
 
@@ -156,14 +164,14 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise TooManyPixels(f"the image has more than the {max_pixels:,} pixels allowed") from error
     except Exception as error:  # as in read_image
         raise ImageError(
-            f"the bytes are no image that can be read ({_reason(error)}); send {', '.join(FORMATS)}"
+            f"the bytes are not a readable image ({_reason(error)}); send {', '.join(FORMATS)}"
         ) from error
     width, height = image.size
     allowed = max_pixels // COST.get(image.format or "", 1)
     if width * height > allowed or max(width, height) > MAX_SIDE:
         raise TooManyPixels(
             f"the image has {width} × {height} pixels; a {image.format} file may have {allowed:,} here and "
-            f"{MAX_SIDE:,} a side: send it smaller"
+            f"{MAX_SIDE:,} a side: send a smaller one"
         )
     if len(data) > MAX_RUN_LENGTH and any(tile[0] == "bmp_rle" for tile in image.tile):
         raise ImageError("a BMP with run-length encoding takes too long to decode; send it as PNG")
@@ -171,7 +179,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _converted(image: Image.Image, mode: Literal["L", "RGB"], enough: int) -> Image.Image:
-    """The image in `mode`; a large one also shrunk, by a factor that leaves both sides `enough`."""
+    """The image in `mode`; a large one is also shrunk by a factor that leaves both sides `enough`."""
     if image.width * image.height <= STRIP:
         return _to_mode(image, mode)
     factor = max(1, min(image.size) // enough)
@@ -219,6 +227,6 @@ def _is_grey(image: Image.Image) -> bool:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "BytesIO" in text or not text:  # Pillow names the buffer's address, which helps nobody
+    if "BytesIO" in text or not text:  # Pillow prints the address of the buffer
         return "unknown format"
     return text[:120]

@@ -1,7 +1,7 @@
-"""Held-out images on a plane of the latent space: what a bundle's map.npz holds.
+"""The map of a bundle (map.npz): held-out images on a plane of the latent space.
 
-The plane is spanned by the two principal components of the posterior means, so that every place on it is a
-latent again: `mean + x · components[0] + y · components[1]`.
+The two principal components of the posterior means span the plane, so every point of it is a latent:
+`mean + x · components[0] + y · components[1]`.
 """
 
 from typing import NamedTuple
@@ -9,16 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vaeserve.bundle.manifest import Bundle, BundleError
-
-Floats = NDArray[np.float32]
+from vaeserve.bundle.arrays import ByteImages, Floats
+from vaeserve.bundle.files import Bundle, BundleError
 
 NO_LABEL = -1
-LARGEST = 4096  # points, and the side of a thumbnail: more is no map
+LARGEST = 4096  # points, and pixels a side of a thumbnail
 
 
 class LatentMap(NamedTuple):
-    """A plane and n images on it; floats are float32, d is the flattened latent's size.
+    """A plane and n images on it; floats are float32, d is the size of the flattened latent.
 
     The plane: mean [d], components [2, d], orthonormal, and variance [2], the share along each. The images:
     points [n, 2], labels int16 [n], latents [n, *latent] (the posterior means), thumbnails uint8
@@ -31,16 +30,18 @@ class LatentMap(NamedTuple):
     points: Floats
     labels: NDArray[np.int16]
     latents: Floats
-    thumbnails: NDArray[np.uint8]
+    thumbnails: ByteImages
 
 
 def read_map(bundle: Bundle) -> LatentMap | None:
-    """What a bundle has of it; BundleError when the file is not what it should be."""
+    """The map of a bundle, None where it has none; BundleError for a bad file."""
     name, manifest = bundle.manifest.map, bundle.manifest
     if name is None:
         return None
     arrays = bundle.arrays(name)
-    if "latents" in arrays and arrays["latents"].dtype == np.float16:  # half the bytes, and enough for a map
+    if (
+        "latents" in arrays and arrays["latents"].dtype == np.float16
+    ):  # stored to save space; precise enough for a map
         arrays["latents"] = arrays["latents"].astype(np.float32)
     d, n = manifest.latent.size, len(arrays["points"]) if arrays.get("points", np.empty(())).ndim else 0
     thumbnail = arrays["thumbnails"].shape[1:3] if "thumbnails" in arrays else ()
@@ -62,9 +63,9 @@ def read_map(bundle: Bundle) -> LatentMap | None:
             )
     labels = len(manifest.labels or ())
     if not 0 < n <= LARGEST or not all(0 < side <= LARGEST for side in thumbnail) or len(thumbnail) != 2:
-        raise BundleError(f"{bundle.path / name}: 1 to {LARGEST} points make a map; publish the model again")
+        raise BundleError(f"{bundle.path / name}: a map has 1 to {LARGEST} points; publish the model again")
     if not ((arrays["labels"] >= NO_LABEL) & (arrays["labels"] < labels)).all():
         raise BundleError(
-            f"{bundle.path / name}: labels must number the manifest's {labels}; publish the model again"
+            f"{bundle.path / name}: labels must be below {labels}, their number; publish the model again"
         )
     return LatentMap(**{key: arrays[key] for key in LatentMap._fields})

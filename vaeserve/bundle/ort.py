@@ -1,7 +1,7 @@
-"""onnxruntime, kept from phoning home: everybody here imports it from this module.
+"""onnxruntime without telemetry; everything here imports it from this module.
 
-From 1.29 on its builds for Linux and macOS send the names, hashes and timings of models to Microsoft, and
-leave a device id in the user's cache folder. Its only full opt-out is a variable that is read at import.
+From 1.29 on, its builds for Linux and macOS send the names, hashes and timings of models to Microsoft and
+leave a device id in the user's cache folder. The only full opt-out is a variable that is read at import.
 """
 
 import os

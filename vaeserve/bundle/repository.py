@@ -1,16 +1,16 @@
-"""Finds bundles in a model repository, and keeps the newest good versions of each open."""
+"""Finds bundles in a model repository and keeps the newest good versions of each open."""
 
 from pathlib import Path
 
 from vaeserve.bundle.engine import Engine, Provider, check_provider
-from vaeserve.bundle.manifest import MANIFEST, BundleError, read_bundle, versions
+from vaeserve.bundle.files import MANIFEST, BundleError, read_bundle, versions
 
 
 class Repository:
     """The models of one folder: a repository `<name>/<version>/…`, or one bundle.
 
-    `engines[name][version]` is what is open; `refused[path]` is why a version is not. `keep` is how many
-    versions of each model are kept open, the newest good ones; None keeps all.
+    `engines[name][version]` are open; `refused[path]` is the reason why a version is not. `keep` is the
+    number of newest good versions of each model that stay open; None keeps all.
     """
 
     def __init__(
@@ -22,17 +22,17 @@ class Repository:
         self.keep = keep
         self.engines: dict[str, dict[int, Engine]] = {}
         self.refused: dict[str, str] = {}
-        self._state: dict[Path, object] = {}  # of the refused, as they were then
+        self._state: dict[Path, object] = {}  # of refused folders, when they were refused
 
     def load(self) -> None:
-        """Open what is new and good, and let go of what is gone or has been replaced.
+        """Open new good versions, and drop those that are gone or replaced.
 
-        What was refused is not tried again before it changes on disk. The last version of a model stays open
-        even when its folder is gone: a mistake on disk must not take a model away from those who use it.
+        A refused folder is not tried again until it changes on disk. The last version of a model stays open
+        even if its folder is gone: a mistake on disk must not interrupt the service.
         """
         check_provider(self.provider)
         found = find(self.path)
-        engines = dict(self.engines)  # replaced as a whole: others may be reading it
+        engines = dict(self.engines)  # replaced as a whole, because other threads may read it
         for candidates in found.values():
             if kept := self._newest(candidates):
                 engines[kept[0].manifest.name] = {engine.manifest.version: engine for engine in kept}
@@ -56,7 +56,7 @@ class Repository:
             return None
         try:
             engine = open_engine(path, threads=self.threads, provider=self.provider)
-        except Exception as error:  # whatever one bundle is made of, the others are served
+        except Exception as error:  # one bad bundle must not keep the others from being served
             known = isinstance(error, BundleError)
             reason = str(error) if known else f"{path} cannot be opened ({error!r}); publish it again"
             self.refused[str(path)], self._state[path] = reason, state
@@ -68,13 +68,15 @@ class Repository:
 def find(path: Path) -> dict[str, list[Path]]:
     """The bundle folders under `path` by model name, oldest version first.
 
-    `path` is a repository or one bundle; BundleError when it is neither. Nothing is opened: what
-    is in a folder is for `open_engine` to judge.
+    `path` is a repository or one bundle; BundleError if it is neither. Nothing is opened or checked here:
+    `open_engine` does that.
     """
     if (path / MANIFEST).is_file():
         return {path.resolve().parent.name: [path]}
     if not path.is_dir():
-        raise BundleError(f"{path} is no folder; give a model repository (<name>/<version>/) or one bundle")
+        raise BundleError(
+            f"{path} is not a folder; give a model repository (<name>/<version>/) or one bundle"
+        )
     found = {
         home.name: [home / str(version) for version in versions(home)]
         for home in sorted(path.iterdir())
@@ -84,7 +86,7 @@ def find(path: Path) -> dict[str, list[Path]]:
 
 
 def open_engine(path: Path, *, threads: int = 1, provider: Provider = "cpu") -> Engine:
-    """Verify and open the bundle at `path`; its folder must agree with what its manifest says it is."""
+    """Verify and open the bundle at `path`; BundleError if its folder contradicts its manifest."""
     bundle = read_bundle(path)
     manifest, folder = bundle.manifest, path.resolve()
     if folder.name.isdecimal() and (folder.parent.name, folder.name) != (
@@ -93,13 +95,13 @@ def open_engine(path: Path, *, threads: int = 1, provider: Provider = "cpu") -> 
     ):
         raise BundleError(
             f"{path} says it is {manifest.reference}; put it at {manifest.name}/{manifest.version} "
-            "or publish it under the name that you want"
+            "or publish it under another name"
         )
     return Engine(bundle, threads=threads, provider=provider)
 
 
 def _state(path: Path) -> object:
-    """What changes when a file of the bundle does, or when one that was missing has been copied."""
+    """A value that changes when a file of the bundle changes, appears or disappears."""
     try:
         files = [(file.name, file.lstat()) for file in sorted(path.iterdir())]
     except OSError:

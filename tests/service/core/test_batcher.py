@@ -14,7 +14,7 @@ POISON = -1
 
 
 class Stepped(Executor):
-    """An executor that works only when it is told to, so that a test decides what happens when."""
+    """An executor that runs one task for each `step`, so that a test decides the order of events."""
 
     def __init__(self):
         self.work = []
@@ -36,23 +36,23 @@ class Stepped(Executor):
 
 
 def rows_of(caller, size):
-    """Rows that say whose they are: [size, 2] of (caller, index)."""
+    """Rows that identify their caller: [size, 2] of (caller, index)."""
     return np.array([(caller, index) for index in range(size)])
 
 
 INTERLEAVINGS = {
     "submit": (1, 17),  # rows
-    "poison": (1, 17),  # rows, of which the last fails its batch
+    "poison": (1, 17),  # rows; the last one fails its batch
     "cancel": (0, 30),  # which caller
-    "step": (1, 4),  # batches that the model does
-    "turn": (1, 3),  # turns of the event loop
+    "step": (1, 4),  # batches that the model computes
+    "turn": (1, 3),  # iterations of the event loop
 }
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     max_rows=st.integers(1, 7),
-    here=st.sampled_from([0.0, 1e-5, 60.0]),
+    inline_seconds=st.sampled_from([0.0, 1e-5, 60.0]),
     actions=st.lists(
         st.one_of(
             *(st.tuples(st.just(action), st.integers(*most)) for action, most in INTERLEAVINGS.items())
@@ -60,11 +60,11 @@ INTERLEAVINGS = {
         max_size=40,
     ),
 )
-def test_no_interleaving_mixes_or_loses_a_row(max_rows, here, actions):
-    asyncio.run(interleave(max_rows, here, actions))
+def test_no_interleaving_mixes_or_loses_a_row(max_rows, inline_seconds, actions):
+    asyncio.run(interleave(max_rows, inline_seconds, actions))
 
 
-def test_nor_do_thousands_of_long_ones():
+def test_no_long_interleaving_mixes_or_loses_a_row():
     rng = random.Random(0)
     with asyncio.Runner() as runner:
         for _ in range(2000):
@@ -75,8 +75,8 @@ def test_nor_do_thousands_of_long_ones():
             runner.run(interleave(rng.randint(1, 7), rng.choice([0.0, 1e-5, 60.0]), actions))
 
 
-def interleave(max_rows, here, actions):
-    """What happens in this order, and then everything that is left; every row must come out as its own."""
+def interleave(max_rows, inline_seconds, actions):
+    """Performs the actions, then finishes all calls. Every result must belong to its caller's rows."""
     batches, broken = [], []
 
     def run(rows, weights):
@@ -88,7 +88,7 @@ def interleave(max_rows, here, actions):
 
     async def scenario():
         executor = Stepped()
-        batcher = Batcher(run, executor, max_rows=max_rows, here=here)
+        batcher = Batcher(run, executor, max_rows=max_rows, inline_seconds=inline_seconds)
         tasks, sizes = [], []
 
         async def turns(number):
@@ -127,9 +127,9 @@ def interleave(max_rows, here, actions):
                 continue
             if isinstance(result, Exception):
                 assert isinstance(result, BatchError)
-                assert caller in hurt, "failed without having been in a batch that failed"
+                assert caller in hurt, "failed although none of its batches did"
                 continue
-            assert caller not in hurt, "answered although a batch of it failed"
+            assert caller not in hurt, "succeeded although one of its batches failed"
             expected = rows_of(caller, size)
             np.testing.assert_array_equal(result[0], expected * 10)
             np.testing.assert_array_equal(result[1], expected[:, 0])
@@ -161,10 +161,10 @@ def test_callers_share_batches_in_a_real_thread():
     for index, (answer,) in enumerate(run_with_thread(scenario)):
         np.testing.assert_array_equal(answer, np.full((1, 3), 2 * index))
     assert sum(batches) == 100
-    assert batches == [64, 36]  # all came in one turn of the loop
+    assert batches == [64, 36]  # all were submitted in one iteration of the loop
 
 
-def test_an_idle_batcher_runs_a_request_at_once_and_the_next_batch_fills_meanwhile():
+def test_an_idle_batcher_runs_a_call_at_once_and_the_next_batch_fills_meanwhile():
     release, batches = threading.Event(), []
 
     def run(x):
@@ -187,7 +187,7 @@ def test_an_idle_batcher_runs_a_request_at_once_and_the_next_batch_fills_meanwhi
     assert batches == [1, 10]
 
 
-def test_batchers_take_turns_in_the_one_thread():
+def test_batchers_take_turns_in_the_model_thread():
     order, threads = [], set()
 
     def run(name):
@@ -207,10 +207,10 @@ def test_batchers_take_turns_in_the_one_thread():
     assert len(threads) == 1
 
 
-def test_an_error_fails_its_own_batch_and_names_its_cause():
+def test_an_error_fails_only_its_own_batch_and_is_the_cause():
     def run(x):
         if x[0] == 0:
-            raise ValueError("the model is ill")
+            raise ValueError("the model is broken")
         return (x,)
 
     async def scenario(thread):
@@ -225,15 +225,15 @@ def test_an_error_fails_its_own_batch_and_names_its_cause():
     run_with_thread(scenario)
 
 
-def test_a_model_that_answers_with_other_rows_than_it_was_given_is_an_error():
+def test_a_model_that_returns_another_number_of_rows_is_an_error():
     async def scenario(thread):
-        with pytest.raises(BatchError, match="was given 2 rows and answered with shapes"):
+        with pytest.raises(BatchError, match="was given 2 rows and returned shapes"):
             await Batcher(lambda x: (x[:1],), thread, max_rows=4)(np.zeros(2))
 
     run_with_thread(scenario)
 
 
-def test_the_caller_learns_how_long_it_waited_and_ran():
+def test_observe_gets_the_seconds_waited_and_run():
     times = []
 
     async def scenario(thread):
@@ -247,7 +247,7 @@ def test_the_caller_learns_how_long_it_waited_and_ran():
 
 
 @pytest.mark.parametrize("arrays", [(), (np.zeros(0),), (np.zeros(2), np.zeros(3))])
-def test_rows_must_be_there_and_agree(arrays):
+def test_arrays_must_have_the_same_number_of_rows_and_at_least_one(arrays):
     async def scenario(thread):
         with pytest.raises(ValueError, match="same number of rows"):
             await Batcher(lambda *x: x, thread, max_rows=4)(*arrays)
@@ -255,7 +255,7 @@ def test_rows_must_be_there_and_agree(arrays):
     run_with_thread(scenario)
 
 
-def test_a_thread_that_has_been_shut_down_fails_its_callers_instead_of_leaving_them_waiting():
+def test_calls_fail_after_the_thread_was_shut_down():
     async def scenario(thread):
         thread.shutdown()
         with pytest.raises(BatchError, match="after shutdown"):
@@ -264,7 +264,7 @@ def test_a_thread_that_has_been_shut_down_fails_its_callers_instead_of_leaving_t
     run_with_thread(scenario)
 
 
-def test_the_model_thread_tells_how_long_it_has_been_at_the_same_thing():
+def test_the_model_thread_knows_how_long_its_task_has_been_running():
     began, go = threading.Event(), threading.Event()
 
     def work():
@@ -285,7 +285,7 @@ def test_the_model_thread_tells_how_long_it_has_been_at_the_same_thing():
         assert thread.busy_for() == 0
 
 
-def test_short_batches_run_on_the_event_loop_once_it_is_known_that_they_are_short():
+def test_short_batches_run_on_the_event_loop_after_the_first_was_measured():
     where = []
 
     def run(rows):
@@ -295,7 +295,7 @@ def test_short_batches_run_on_the_event_loop_once_it_is_known_that_they_are_shor
         return (rows * 2,)
 
     async def scenario(thread):
-        batcher = Batcher(run, thread, max_rows=8, here=0.5)
+        batcher = Batcher(run, thread, max_rows=8, inline_seconds=0.5)
         for caller in range(3):
             (doubled,) = await batcher(rows_of(caller, 2))
             assert (doubled == rows_of(caller, 2) * 2).all()

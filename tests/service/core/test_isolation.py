@@ -1,4 +1,4 @@
-"""Faults stay where they are: one batch, one request, and a model that hangs is seen from outside."""
+"""Faults stay in their batch and their request, and a model that hangs shows in the health checks."""
 
 import io
 import re
@@ -19,12 +19,12 @@ POISON = 666.0
 
 @pytest.fixture
 def poisoned(repository, monkeypatch):
-    """A service of one row a batch, whose decoder fails on latents that begin with POISON."""
+    """The URL of a service with batches of one row, whose decoder fails on latents that begin with POISON."""
     decode = Engine.decode
 
     def failing(engine, latents):
         if (latents[:, 0] == POISON).any():
-            raise RuntimeError("the model is ill")
+            raise RuntimeError("the model is broken")
         return decode(engine, latents)
 
     monkeypatch.setattr(Engine, "decode", failing)
@@ -37,7 +37,7 @@ def decode(url, latents):
     return httpx.post(f"{url}/decode", json=body, headers={"Accept": "application/x-npz"}, timeout=60)
 
 
-def test_a_fault_of_the_model_fails_its_batch_and_nothing_else(poisoned, repository, caplog):
+def test_a_failing_batch_fails_only_its_own_requests(poisoned, repository, caplog):
     engine = open_engine(repository / "tiny/1")
     latents = np.random.default_rng(0).standard_normal((30, 2, 4)).astype(np.float32)
     latents[::3, 1, 0] = POISON
@@ -47,12 +47,12 @@ def test_a_fault_of_the_model_fails_its_batch_and_nothing_else(poisoned, reposit
         if index % 3 == 0:
             assert answer.status_code == 500
             assert answer.json()["type"] == "/problems/internal"
-            assert "ill" not in answer.text
+            assert "broken" not in answer.text
         else:
             assert answer.status_code == 200
             with np.load(io.BytesIO(answer.content)) as arrays:
                 np.testing.assert_array_equal(arrays["images"], engine.decode(each))
-    assert "the model is ill" in caplog.text
+    assert "the model is broken" in caplog.text
     failures = re.search(
         r'vae_failures_total\{graph="decoder",.*\} (\S+)', httpx.get(f"{poisoned}/metrics").text
     )
@@ -61,7 +61,7 @@ def test_a_fault_of_the_model_fails_its_batch_and_nothing_else(poisoned, reposit
     assert httpx.get(f"{poisoned}/sample").status_code == 200
 
 
-def test_bad_requests_do_not_touch_the_good_ones_they_came_with(service_url):
+def test_invalid_requests_do_not_affect_valid_ones_sent_at_the_same_time(service_url):
     bad = [
         {"latents": [[1, 2, 3]]},
         {"latents": [[1, 2, 3, 1e39]]},
@@ -80,7 +80,7 @@ def test_bad_requests_do_not_touch_the_good_ones_they_came_with(service_url):
     assert {answer.result().status_code for answer in refused} == {422}
 
 
-def test_a_model_that_hangs_turns_health_red_until_it_comes_back(repository, monkeypatch):
+def test_the_health_checks_fail_while_the_model_hangs(repository, monkeypatch):
     decode, began, go = Engine.decode, threading.Event(), threading.Event()
 
     def hanging(engine, latents):
@@ -99,7 +99,7 @@ def test_a_model_that_hangs_turns_health_red_until_it_comes_back(repository, mon
             for path in ("/healthz", "/readyz"):
                 answer = httpx.get(url + path)
                 assert answer.status_code == 503
-                assert re.search(r"One batch has been running for \d+ s; start", answer.json()["detail"])
+                assert re.search(r"One batch has been running for \d+ s; restart", answer.json()["detail"])
             assert httpx.get(f"{url}/models").status_code == 200
         finally:
             go.set()

@@ -1,4 +1,4 @@
-"""/metrics: every number is compared with what was really asked of a service of its own."""
+"""/metrics: every number is compared with the requests that a service was sent."""
 
 import io
 import re
@@ -15,7 +15,8 @@ from tests.bundles import make_bundle, make_draft
 from tests.checkout import ROOT
 from tests.conftest import in_a_thread
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import LatentSpec, Metric, publish, read_bundle
+from vaeserve.bundle.files import publish, read_bundle
+from vaeserve.bundle.manifest import LatentSpec, Metric
 
 
 def parsed(url):
@@ -38,7 +39,7 @@ def value(samples, name, **labels):
 
 @pytest.fixture
 def models(tmp_path):
-    """tiny@1 with figures of its training, and tiny@2, which is broken."""
+    """tiny@1 with its KL and squared error in the manifest, and tiny@2, which is broken."""
     (tmp_path / "draft").mkdir()
     draft = make_draft(tmp_path / "draft")
     latent, metrics = LatentSpec(shape=(4,), kl=(1.0, 2.0, 0.5, 0.0)), {"mse": Metric(value=0.07, n=10)}
@@ -48,7 +49,7 @@ def models(tmp_path):
     return tmp_path / "models"
 
 
-def test_they_say_what_was_asked_and_what_was_done(models):
+def test_the_metrics_count_the_requests_and_the_work(models):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     npy = {"Content-Type": "application/x-npy"}
     body = _npy(images)
@@ -61,7 +62,7 @@ def test_they_say_what_was_asked_and_what_was_done(models):
         assert http.post("/encode", content=b"no image", headers={"Content-Type": "image/png"}).is_error
         assert http.get("/models/none").status_code == 404
         assert http.request("DELETE", "/sample").status_code == 405
-        for path in range(20):  # whatever a scanner asks for is one series
+        for path in range(20):  # unknown paths share one series
             assert http.get(f"/{path}.php").status_code == 404
         samples = parsed(url)
 
@@ -90,7 +91,7 @@ def test_they_say_what_was_asked_and_what_was_done(models):
     assert grown("vae_queue_seconds_count", graph="decoder") == 2
     assert grown("vae_model_seconds_sum", graph="decoder") > 0
     assert value(samples, "vae_queue_rows", graph="encoder") == 0
-    assert grown("vae_codec_seconds_count", direction="decode") == 5  # the bad image was read as well
+    assert grown("vae_codec_seconds_count", direction="decode") == 5  # the bad image counts too
     assert grown("vae_codec_seconds_count", direction="encode") == 5
     assert 20e6 < value(samples, "process_resident_memory_bytes") < 2e9
 
@@ -108,17 +109,17 @@ def test_they_say_what_was_asked_and_what_was_done(models):
     assert value(samples, "vae_golden_check", model="tiny", version="2") == 0
 
 
-def test_each_is_explained_and_nothing_else_is(models):
-    """deploy/README.md is the list that dashboards and alerts are written from."""
+def test_the_documentation_lists_exactly_these_metrics(models):
+    """Dashboards and alerts are written from the list in deploy/README.md."""
     page = (ROOT / "deploy/README.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `((?:vae|process)_\w+)` \| (\w+)", page, re.MULTILINE))
     with in_a_thread(Settings(models=models, access_log=False)) as url:
         text = httpx.get(f"{url}/metrics").text
-    assert documented.pop("vae_worker_restarts_total") == "counter"  # there are none without a supervisor
+    assert documented.pop("vae_worker_restarts_total") == "counter"  # only a supervisor has it
     assert dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE)) == documented
 
 
-def test_openmetrics_is_for_those_who_ask(models):
+def test_the_accept_header_selects_openmetrics(models):
     with in_a_thread(Settings(models=models, access_log=False)) as url:
         answer = httpx.get(
             f"{url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -128,7 +129,7 @@ def test_openmetrics_is_for_those_who_ask(models):
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 200.0])
-def test_a_broken_posterior_lands_in_the_last_bucket(broken, models):
+def test_a_broken_posterior_counts_in_the_last_bucket(broken, models):
     metrics = Metrics()
     model = ModelMetrics(metrics, read_bundle(models / "tiny/1").manifest)
     good, bad = np.zeros((2, 4), np.float32), np.full((1, 4), broken, np.float32)

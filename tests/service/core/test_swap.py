@@ -1,8 +1,7 @@
-"""New versions take the place of old ones while requests go on: over real sockets."""
+"""New versions replace old ones under load, over real sockets."""
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -23,20 +22,20 @@ from vaeserve.bundle.repository import open_engine
 LATENTS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
 
-def served(url):
+def shown(url):
     return httpx.get(f"{url}/models/tiny").json()
 
 
 def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
         time.sleep(0.02)
     return found
 
 
 def decode(client):
-    """The decoded latents, and which version did it."""
+    """The version that decoded LATENTS, and its answer."""
     answer = client.post(
         "/decode", json={"latents": LATENTS.tolist()}, headers={"Accept": "application/x-npz"}
     )
@@ -44,8 +43,8 @@ def decode(client):
     return answer.headers["x-model"], answer.content
 
 
-def test_versions_come_and_go_without_a_failed_request_and_a_bad_one_never_serves(tmp_path, caplog):
-    caplog.set_level("INFO", "service.core.service")
+def test_versions_are_replaced_without_a_failed_request_and_a_bad_one_is_never_served(tmp_path, caplog):
+    caplog.set_level("INFO", "service.core.loader")
     expected, answers, failures, stop = {}, [], [], threading.Event()
 
     def publish(seed):
@@ -71,8 +70,8 @@ def test_versions_come_and_go_without_a_failed_request_and_a_bad_one_never_serve
                 publish(seed)
                 until(lambda newest=f"tiny@{seed + 1}": newest in {version for version, _ in answers})
             stage = make_bundle(tmp_path / "elsewhere", seed=9)  # says it is tiny@1
-            shutil.copytree(stage, tmp_path / "tiny" / "6")
-            bad = until(lambda: served(url)["refused"])
+            stage.rename(tmp_path / "tiny" / "6")  # a copy could be looked at halfway
+            bad = until(lambda: shown(url)["refused"])
             assert bad == {str(tmp_path / "tiny/6"): bad[str(tmp_path / "tiny/6")]}
             assert "says it is tiny@1" in bad[str(tmp_path / "tiny/6")]
             time.sleep(0.3)
@@ -91,20 +90,20 @@ def test_versions_come_and_go_without_a_failed_request_and_a_bad_one_never_serve
     assert 'vae_golden_check{model="tiny",version="6"} 0' in metrics
 
 
-def test_as_many_versions_are_kept_as_were_asked_for(tmp_path):
+def test_the_configured_number_of_versions_stays_loaded(tmp_path):
     make_bundle(tmp_path)
     with in_a_thread(Settings(models=tmp_path, poll=0.05, versions="latest:2", access_log=False)) as url:
         make_bundle(tmp_path, seed=1)
-        until(lambda: served(url)["versions"] == [1, 2])
+        until(lambda: shown(url)["versions"] == [1, 2])
         assert httpx.get(f"{url}/sample?model=tiny@1").headers["x-model"] == "tiny@1"
         make_bundle(tmp_path, seed=2)
-        until(lambda: served(url)["versions"] == [2, 3])
+        until(lambda: shown(url)["versions"] == [2, 3])
         answer = httpx.get(f"{url}/sample?model=tiny@1")
         assert answer.status_code == 409
         assert "there is tiny@2, tiny@3" in answer.json()["detail"]
 
 
-def test_a_new_version_is_there_when_reload_has_answered_and_only_for_who_has_a_key(tmp_path):
+def test_reload_answers_once_the_new_version_is_loaded_and_needs_a_key(tmp_path):
     make_bundle(tmp_path)
     settings = Settings(models=tmp_path, poll=0, access_log=False)
     with in_a_thread(settings) as url:
@@ -121,21 +120,21 @@ def test_a_new_version_is_there_when_reload_has_answered_and_only_for_who_has_a_
         assert httpx.post(f"{url}/models/none/reload", headers=headers).status_code == 404
 
 
-def test_nothing_is_lost_when_the_repository_is(tmp_path, caplog):
+def test_loaded_models_keep_serving_when_the_repository_disappears(tmp_path, caplog):
     make_bundle(tmp_path / "models")
     with in_a_thread(Settings(models=tmp_path / "models", poll=0.05, access_log=False)) as url:
         (tmp_path / "models").rename(tmp_path / "moved")
-        until(lambda: "goes on serving" in caplog.text)
+        until(lambda: "keep serving" in caplog.text)
         time.sleep(0.3)
-        assert caplog.text.count("goes on serving") == 1
+        assert caplog.text.count("keep serving") == 1
         assert httpx.get(f"{url}/sample").status_code == 200
         make_bundle(tmp_path / "moved", seed=1)
         (tmp_path / "moved").rename(tmp_path / "models")
-        until(lambda: served(url)["model"] == "tiny@2")
+        until(lambda: shown(url)["model"] == "tiny@2")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one worker may get every connection")
-def test_every_worker_takes_a_new_version_up(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one worker may get all connections")
+def test_every_worker_loads_a_new_version(tmp_path):
     make_bundle(tmp_path)
     with serving(tmp_path, "--workers", "2", "--poll", "0.1", "--no-access-log") as url:
         make_bundle(tmp_path, seed=1)
@@ -152,16 +151,17 @@ from pathlib import Path
 import numpy as np
 from service.core.metrics import Metrics, resident_bytes
 from service.core.batcher import ModelThread
-from service.core.service import Loader
+from service.core.loader import Loader
+from service.core.pool import Pool
 from service.settings import Settings
 
 made, folder = Path(sys.argv[1]), Path(sys.argv[2])
-loader = Loader(Settings(models=folder), ModelThread(), Metrics())
+loader = Loader(Settings(models=folder), ModelThread(), Pool(), Metrics())
 resident = []
 for version in range(1, 6):
     (made / "tiny" / str(version)).rename(folder / "tiny" / str(version))
     models = loader.load()
-    (engine,) = loader._served
+    (engine,) = loader._models
     assert engine.manifest.version == version
     engine.decode(engine.encode(np.zeros((64, 64, 64, 3), np.uint8)).mean)
     del engine, models
@@ -170,8 +170,8 @@ print(json.dumps(resident))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
-def test_unloading_gives_the_memory_back(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_unloading_a_model_returns_its_memory(tmp_path):
     made, folder = tmp_path / "made", tmp_path / "models"
     (folder / "tiny").mkdir(parents=True)
     for seed in range(5):

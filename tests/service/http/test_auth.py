@@ -8,7 +8,6 @@ import subprocess
 import httpx
 import pytest
 
-from service.http.openapi import document
 from service.settings import Settings, WrongSettings
 from tests.conftest import in_a_thread
 from tests.live import VAE_SERVE, free_port, run
@@ -33,7 +32,7 @@ def bearer(key, scheme="Bearer"):
     "path",
     ["/sample", "/models", "/models/tiny", "/models/tiny/sample", "/metrics", "/v2/models", "/nothing"],
 )
-def test_what_computes_or_tells_needs_a_key(path, guarded):
+def test_computing_and_revealing_needs_a_key(path, guarded):
     answer = guarded.get(path)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="vaeserve"'
@@ -42,7 +41,7 @@ def test_what_computes_or_tells_needs_a_key(path, guarded):
     assert guarded.get(path, headers=bearer(KEYS[0], "bearer")).status_code != 401
 
 
-def test_a_refusal_is_a_problem_like_any_other(guarded):
+def test_a_missing_key_is_answered_as_a_problem(guarded):
     answer = guarded.post("/encode", content=b"never read", headers={"Content-Type": "image/png"})
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
@@ -65,7 +64,7 @@ def test_a_refusal_is_a_problem_like_any_other(guarded):
         {"X-Api-Key": KEYS[0]},
     ],
 )
-def test_what_is_no_key_opens_nothing(header, guarded):
+def test_a_wrong_key_is_refused(header, guarded):
     answer = guarded.get("/models", headers=header)
     assert answer.status_code == 401
     assert ("invalid_token" in answer.headers["www-authenticate"]) == ("Authorization" in header)
@@ -75,13 +74,13 @@ def test_what_is_no_key_opens_nothing(header, guarded):
     "path",
     ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/problems/unauthorized", "/v2/health/ready"],
 )
-def test_probes_and_pages_are_open(path, guarded):
+def test_probes_and_pages_need_no_key(path, guarded):
     answer = guarded.get(path)
     assert answer.status_code == 200
     assert not any(key in answer.text for key in KEYS)
 
 
-def test_keys_are_neither_logged_nor_shown(guarded, caplog):
+def test_keys_are_never_logged_or_printed(guarded, caplog):
     caplog.set_level(logging.DEBUG)
     for key in (*KEYS, "wrong-key"):
         guarded.get("/models", headers=bearer(key))
@@ -93,26 +92,15 @@ def test_keys_are_neither_logged_nor_shown(guarded, caplog):
     assert KEYS[0] not in f"{settings!r} {settings} {settings.model_dump()}"
 
 
-def test_the_document_says_how_to_authenticate():
-    described = document()
-    (name,) = described["components"]["securitySchemes"]
-    assert described["components"]["securitySchemes"][name] == {
-        "type": "http",
-        "scheme": "bearer",
-        "description": "one of the server's API keys, if it has any",
-    }
-    assert described["security"] == [{}, {name: []}]
-
-
 def test_the_client_sends_its_key(guarded):
     url = str(guarded.base_url)
     with Client(url, api_key=KEYS[0]) as client:
         assert client.sample(2, seed=1).images.shape == (2, 8, 8, 1)
-    with Client(url) as client, pytest.raises(BadRequest, match="asks for an API key"):
+    with Client(url) as client, pytest.raises(BadRequest, match="requires an API key"):
         client.sample(1)
 
 
-def test_keys_come_from_a_file_as_well(repository, tmp_path):
+def test_keys_may_come_from_a_file(repository, tmp_path):
     file = tmp_path / "keys"
     file.write_text("# for the batch jobs\nfrom-file \n\nanother\n")
     settings = Settings(models=repository, api_keys_file=file, api_keys="from-environment")
@@ -123,8 +111,8 @@ def test_keys_come_from_a_file_as_well(repository, tmp_path):
         assert httpx.get(f"{url}/models", headers=bearer("# for the batch jobs")).status_code == 401
 
 
-@pytest.mark.parametrize("content", [None, "", "# nothing but this\n\n"])
-def test_promised_keys_that_are_not_there_leave_no_open_door(content, tmp_path, free_port):
+@pytest.mark.parametrize("content", [None, "", "# only a comment\n\n"])
+def test_the_service_refuses_to_start_without_the_keys_it_was_promised(content, tmp_path, free_port):
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content)
@@ -137,7 +125,7 @@ def test_promised_keys_that_are_not_there_leave_no_open_door(content, tmp_path, 
         Settings(api_keys=" , ").keys()
 
 
-def test_pages_of_listed_origins_may_call(repository):
+def test_pages_of_listed_origins_may_call_the_service(repository):
     settings = Settings(
         models=repository,
         default_model="tiny",
@@ -151,7 +139,7 @@ def test_pages_of_listed_origins_may_call(repository):
     }
     with in_a_thread(settings) as url, httpx.Client(base_url=url) as http:
         before = http.options("/encode", headers={"Origin": "https://b.example"} | asked)
-        assert before.status_code == 200  # without a key: browsers send none here
+        assert before.status_code == 200  # browsers send no key with a preflight
         assert before.headers["access-control-allow-origin"] == "https://b.example"
         assert http.options("/encode", headers={"Origin": "https://c.example"} | asked).status_code == 400
         answer = http.get("/sample", headers={"Origin": "https://a.example", **bearer("k")})
@@ -190,7 +178,7 @@ def test_tls(workers, repository, tmp_path):
             assert process.wait(30) == 0
         finally:
             process.kill()
-    key.write_text("no key")
+    key.write_text("not a key")
     ended = run(*flags)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()

@@ -227,8 +227,7 @@ def test_the_limits_hold_for_forms(http, images):
 def test_latents_come_in_no_form(http):
     answer = http.post("/decode", files={"latents": b"x"})
     assert (
-        "possible are application/json, application/x-npy"
-        in problem(answer, 415, "unsupported-media-type")["detail"]
+        "send application/json, application/x-npy" in problem(answer, 415, "unsupported-media-type")["detail"]
     )
 
 

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.core.problems import Problem
-from service.http import codecs
-from service.http.codecs import Budget
+from service.core.service import Budget
+from service.http.bodies import READERS
 from service.http.negotiation import JSON, MULTIPART
+from service.operations.operation import Inputs
 from service.settings import Settings
-from tests.service.http.test_codecs import COLOUR, GREY
+from tests.service.http.test_bodies import COLOUR, GREY
 from tests.service.test_app import with_app
 from vaeserve.bundle.images import ImageError, TooManyPixels, image_size, read_image
 
@@ -35,9 +36,9 @@ anything = st.builds(bytes.__add__, st.sampled_from(MAGIC), st.binary(max_size=3
 @given(anything)
 def test_every_reader_reads_or_refuses(data):
     for manifest in (GREY, COLOUR):
-        for readers in (codecs.IMAGE_READERS, codecs.LATENT_READERS):
+        for readers in READERS.values():
             for media_type, reader in readers.items():
-                if media_type != JSON:  # takes no bytes: test_schemas.py
+                if media_type != JSON:  # takes no bytes: test_parsing.py
                     with contextlib.suppress(Problem, TooManyPixels):
                         reader([data] if media_type == MULTIPART else data, manifest, BUDGET)
 
@@ -62,7 +63,7 @@ def test_no_body_makes_the_service_fail(route, repository, caplog):
             b"null",
             b"\xff",
         ]
-        types = [*codecs.IMAGE_READERS, "multipart/form-data; boundary=B", "text/plain", "x", ""]
+        types = [*READERS[Inputs.IMAGES], "multipart/form-data; boundary=B", "text/plain", "x", ""]
         for kind in types:
             answers = await asyncio.gather(
                 *(client.post(route, content=body, headers={"Content-Type": kind}) for body in bodies)

@@ -1,4 +1,4 @@
-"""The documentation of the API: committed, complete, and true to its last example."""
+"""The OpenAPI document: committed, complete, and true to its last example."""
 
 import json
 
@@ -7,10 +7,13 @@ import pytest
 
 from service.core.problems import MEDIA_TYPE, ProblemDetails, kinds
 from service.http import examples, openapi
+from service.http.info import INFO
 from service.http.negotiation import JSON
-from service.operations import fields as schemas
-from service.operations import latent_fields as latent_schemas
+from service.operations.operation import all_operations
+from service.settings import Settings
+from tests.bundles import make_bundle
 from tests.checkout import ROOT
+from tests.conftest import in_a_thread
 
 COMMITTED = ROOT / "docs/openapi.json"
 DOCUMENT = openapi.document()
@@ -21,8 +24,8 @@ OPERATIONS = [
 ]
 
 
-def example(reference):
-    return DOCUMENT["components"]["examples"][reference["$ref"].rpartition("/")[2]]
+def example(document, reference):
+    return document["components"]["examples"][reference["$ref"].rpartition("/")[2]]
 
 
 def test_the_committed_document_is_the_one_of_this_code():
@@ -37,7 +40,7 @@ def test_every_body_and_every_answer_has_an_example():
         for media_type, content in (each for place in places for each in place.get("content", {}).items()):
             assert content["examples"], (method, path, media_type)
             for each in content["examples"].values():
-                assert each.get("summary") or example(each)["summary"]
+                assert each.get("summary") or example(DOCUMENT, each)["summary"]
 
 
 def test_every_problem_has_an_example_where_it_belongs():
@@ -62,33 +65,85 @@ def test_every_problem_has_an_example_where_it_belongs():
 
 
 def test_examples_of_answers_are_such_answers():
-    for kind in openapi.SCHEMAS:
-        if kind is not ProblemDetails:
-            for _, _, value in examples.VALUES[kind.__name__]:
-                kind.model_validate(value)
+    for each in (*all_operations(), *INFO):
+        for _, _, value in each.answers(examples.PLACEHOLDER):
+            each.result.model_validate(value)
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/encode", schemas.EncodeBody),
-        ("/decode", schemas.DecodeBody),
-        ("/reconstruct", schemas.ReconstructBody),
-        ("/sample", schemas.SampleBody),
-        ("/score", latent_schemas.ScoreBody),
-        ("/interpolate", latent_schemas.InterpolateBody),
-        ("/traverse", latent_schemas.TraverseBody),
-        ("/arithmetic", latent_schemas.ArithmeticBody),
-        ("/similarity", latent_schemas.SimilarityBody),
-    ],
-)
-def test_every_example_of_a_body_is_answered(mnist, path, kind):
-    content = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]
-    assert set(content[JSON]["examples"]) == {name for name, _, _ in examples.VALUES[kind.__name__]}
-    for reference in content[JSON]["examples"].values():
-        answer = httpx.post(f"{mnist}{path}", json=example(reference)["value"])
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["model"] == "mnist@1"
+@pytest.fixture(scope="module", params=["mnist", "colour", "plain", "two"])
+def served(request, mnist, tmp_path_factory):
+    """A service of mnist, of colour images with a latent map, of a model without calibration, map and KL, or
+    of two models of which none is the default."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "mnist":
+        with httpx.Client(base_url=mnist) as client:
+            yield client
+        return
+    if request.param in ("colour", "two"):
+        make_bundle(folder, "colour", 12, 10, 3, (2, 3, 4))
+    if request.param == "plain":
+        make_bundle(folder, "plain", held_out=0)
+    if request.param == "two":
+        make_bundle(folder, "other")
+    with in_a_thread(Settings(models=folder, access_log=False)) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+def test_every_request_on_the_page_is_answered(served):
+    """Each example with every parameter as the page fills it in: examples of paths, defaults of queries."""
+    document = served.get("/openapi.json").json()
+    names_model = not any(each["default"] for each in served.get("/models").json()["models"])
+    sent = 0
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            url, query = path, {}
+            for parameter in operation.get("parameters", []):
+                if "$ref" in parameter:
+                    parameter = document["components"]["parameters"][parameter["$ref"].rpartition("/")[2]]
+                    url = url.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
+                elif (default := parameter["schema"].get("default")) is not None:
+                    query[parameter["name"]] = default
+            content = operation.get("requestBody", {}).get("content", {})
+            bodies = [
+                example(document, each)["value"]
+                for each in content.get(JSON, {}).get("examples", {}).values()
+            ]
+            if method == "get":
+                bodies = [None]
+            for body in bodies:
+                answer = served.request(method, url, params=query, json=body)
+                without = (names_model and path == "/sample" and method == "get") or (
+                    path.endswith("/map") and "has no map" in answer.text
+                )
+                assert without or answer.status_code == 200, (path, body, answer.text)
+                sent += 1
+    assert sent > 50
+
+
+def test_each_operation_stands_once_outside_of_the_group_of_variants():
+    names = [path for _, path, operation in OPERATIONS if operation["tags"] != [openapi.BY_NAME]]
+    assert {f"/{each.name}" for each in all_operations() if each.default_model} <= set(names)
+    assert "/models/{name}/map" in names
+    assert not [path for path in names if path.startswith("/models/{name}/") and "map" not in path][1:]
+    assert {tag for _, _, operation in OPERATIONS for tag in operation["tags"]} == set(openapi.TAGS)
+    ids = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(set(ids)) == len(ids)
+
+
+def test_locks_are_shown_only_where_a_key_is_needed(repository):
+    assert "security" not in DOCUMENT
+    assert "securitySchemes" not in DOCUMENT["components"]
+    with in_a_thread(Settings(models=repository, default_model="tiny", api_keys="secret")) as url:
+        document = httpx.get(f"{url}/openapi.json").json()
+    assert document["security"] == [{"ApiKey": []}]
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+    assert "security" not in document["paths"]["/encode"]["post"]
+    assert "/models/{name}/reload" in document["paths"]
+
+
+def test_the_document_names_its_server_and_its_license():
+    assert DOCUMENT["servers"] == [{"url": "/", "description": "this server"}]
+    assert DOCUMENT["info"]["license"]["identifier"] == "Apache-2.0"
 
 
 @pytest.mark.parametrize(

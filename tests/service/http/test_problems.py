@@ -11,9 +11,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from service.core import problems
+from service.core.admission import ClientGone
 from service.core.metrics import Metrics
-from service.core.problems import MEDIA_TYPE, ProblemAnswers, kinds
-from service.core.trace import RequestTrace
+from service.core.problems import MEDIA_TYPE, kinds
+from service.http.errors import ProblemMiddleware
+from service.http.tracing import TracingMiddleware
 
 # The table of the contract.
 SLUGS = {
@@ -27,6 +29,7 @@ SLUGS = {
     "slow-request": 408,
     "unknown-model": 404,
     "wrong-model": 409,
+    "no-prior": 409,
     "unauthorized": 401,
     "overloaded": 429,
     "not-ready": 503,
@@ -38,13 +41,13 @@ SLUGS = {
 
 
 def answered(raised, headers=None):
-    """The answer of an app that raises, and what it logged is left to caplog."""
+    """The answer of an app that raises `raised`."""
 
     async def app(scope, receive, send):
         raise raised
 
     async def call():
-        transport = httpx.ASGITransport(RequestTrace(ProblemAnswers(app), metrics=Metrics()))
+        transport = httpx.ASGITransport(TracingMiddleware(ProblemMiddleware(app), metrics=Metrics()))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.get("/some/path", headers=headers)
 
@@ -55,14 +58,14 @@ def test_the_slugs_are_those_of_the_contract():
     assert {kind.slug: kind.status for kind in kinds()} == SLUGS
 
 
-def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
+def test_the_tree_in_the_docstring_lists_every_class():
     drawn = re.findall(r"^([│ ]*[├└]── )?(\w+) +(\d{3})? ", inspect.getdoc(problems) or "", re.MULTILINE)
     found = {name: int(status) for _, name, status in drawn if status}
     assert found == {kind.__name__: kind.status for kind in kinds()}
 
 
 @pytest.mark.parametrize("kind", list(kinds()))
-def test_every_kind_is_answered_in_one_shape(kind):
+def test_every_problem_is_answered_in_the_same_shape(kind):
     answer = answered(kind("Do this instead."), {"X-Request-ID": "abc-1"})
     assert answer.status_code == kind.status
     assert answer.headers["content-type"] == MEDIA_TYPE
@@ -77,7 +80,7 @@ def test_every_kind_is_answered_in_one_shape(kind):
     }
 
 
-def test_a_fault_of_ours_tells_nothing_but_its_id_and_logs_the_reason(caplog):
+def test_an_internal_error_reveals_only_its_id_and_logs_the_reason(caplog):
     answer = answered(RuntimeError("secret path /etc/x"))
     assert answer.status_code == 500
     assert "secret" not in answer.text
@@ -87,17 +90,18 @@ def test_a_fault_of_ours_tells_nothing_but_its_id_and_logs_the_reason(caplog):
     assert "secret path" in str(record.exc_info[1])
 
 
-def test_what_others_raise_gets_the_same_shape(caplog):
+def test_starlette_s_errors_are_answered_in_the_same_shape(caplog):
     assert answered(HTTPException(404)).json()["type"] == "/problems/not-found"
     assert answered(HTTPException(400, "no")).json()["type"] == "/problems/invalid-request"
     assert answered(HTTPException(500, "boom")).json()["type"] == "/problems/internal"
 
 
-def test_a_client_that_went_away_is_no_error(caplog):
+@pytest.mark.parametrize("gone", [ClientDisconnect, ClientGone])
+def test_a_client_that_disconnects_is_not_an_error(gone, caplog):
     caplog.set_level(logging.INFO)
 
     async def app(scope, receive, send):
-        raise ClientDisconnect
+        raise gone
 
     sent = []
 
@@ -105,13 +109,13 @@ def test_a_client_that_went_away_is_no_error(caplog):
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    asyncio.run(RequestTrace(ProblemAnswers(app), metrics=Metrics())(scope, None, send))
+    asyncio.run(TracingMiddleware(ProblemMiddleware(app), metrics=Metrics())(scope, None, send))
     assert not sent
     assert all(record.levelno < logging.WARNING for record in caplog.records)
     assert "GET / 499" in caplog.text
 
 
-def test_half_an_answer_is_not_continued_as_a_problem(caplog):
+def test_an_error_after_the_answer_has_begun_closes_the_connection(caplog):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("in the middle")
@@ -121,7 +125,7 @@ def test_half_an_answer_is_not_continued_as_a_problem(caplog):
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     with pytest.raises(RuntimeError, match="in the middle"):
-        asyncio.run(ProblemAnswers(app)(scope, None, send))
+        asyncio.run(ProblemMiddleware(app)(scope, None, send))
 
 
 @pytest.mark.parametrize(
@@ -139,17 +143,17 @@ def test_half_an_answer_is_not_continued_as_a_problem(caplog):
         ("é", False),
     ],
 )
-def test_request_ids_are_taken_over_when_they_are_safe(given, kept):
+def test_request_ids_are_kept_if_they_are_safe(given, kept):
     answer = answered(problems.NotFound("x"), {"X-Request-ID": given.encode()})
     assert (answer.headers["x-request-id"] == given) == kept
     assert answer.headers["x-request-id"] == answer.json()["instance"]
     assert re.fullmatch(r"[\x21-\x7e]{1,128}", answer.headers["x-request-id"])
 
 
-def test_a_path_cannot_forge_a_line_of_the_log(caplog):
+def test_a_path_cannot_forge_a_log_line(caplog):
     caplog.set_level(logging.INFO)
     answer = asyncio.run(
-        _get(RequestTrace(Response("fine"), metrics=Metrics()), "/a%0d%0a2026-01-01 INFO forged")
+        _get(TracingMiddleware(Response("fine"), metrics=Metrics()), "/a%0d%0a2026-01-01 INFO forged")
     )
     assert answer.status_code == 200
     assert "\n" not in caplog.records[-1].getMessage()
@@ -160,7 +164,7 @@ async def _get(app, path):
         return await client.get(path)
 
 
-def test_an_answer_is_json_of_its_length():
+def test_an_answer_is_json_with_its_length():
     answer = answered(problems.NotFound("x"))
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert json.loads(answer.content)["status"] == 404

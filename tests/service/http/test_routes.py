@@ -8,29 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.arrays import NPY, npy
 from vaeserve.bundle.images import encode_image
-from vaeserve.bundle.prior import noise
-from vaeserve.bundle.repository import open_engine
+from vaeserve.bundle.noise import noise
 
 JSON = {"Content-Type": "application/json"}
 PNG = {"Content-Type": "image/png"}
-NPY = {"Content-Type": "application/x-npy"}
-
-
-@pytest.fixture(scope="module")
-def tiny(repository):
-    return open_engine(repository / "tiny/2")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def from_npy(answer):

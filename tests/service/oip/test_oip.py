@@ -13,7 +13,8 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from service.oip.routes import EXTENSIONS, FUNCTIONS
+from service.oip.models import OPERATIONS
+from service.oip.routes import EXTENSIONS
 from service.oip.tensors import HEADER_LENGTH
 from service.settings import Settings
 from tests.bundles import make_bundle
@@ -104,7 +105,7 @@ def test_score_agrees_with_its_route(client, http):
     assert names == {"elbo", "distortion", "rate", "error", "p_value"}
     for name in names:
         np.testing.assert_allclose(found.as_numpy(name)[:, 0], told[name], rtol=1e-4)
-    with pytest.raises(InferenceServerException, match="`seed` must be"):
+    with pytest.raises(InferenceServerException, match="`seed` is wrong"):
         client.infer("tiny.score", images(), parameters={"seed": -1})
 
 
@@ -126,7 +127,7 @@ def test_the_aio_client_joins_many_requests_into_batches(service_url, means):
             assert await client.is_model_ready("tiny.encode")
             assert (await client.get_model_metadata("tiny.encode"))["name"] == "tiny.encode"
             assert (await client.get_model_config("tiny.encode"))["max_batch_size"] == 256
-            assert len(await client.get_model_repository_index()) == 2 * len(FUNCTIONS)
+            assert len(await client.get_model_repository_index()) == 2 * len(OPERATIONS)
             with pytest.raises(InferenceServerException, match="There is no model 'other'") as caught:
                 await client.get_model_metadata("other")
             assert caught.value.status() == "404"
@@ -153,7 +154,7 @@ def test_what_there_is(client):
     listed = client.get_model_repository_index()
     assert {each["state"] for each in listed} == {"READY"}
     assert {each["name"] for each in listed} == {
-        f"{model}.{function}" for model in ("tiny", "colour") for function in FUNCTIONS
+        f"{model}.{function}" for model in ("tiny", "colour") for function in OPERATIONS
     }
     for model, version in ((each["name"], each["version"]) for each in listed):
         metadata, config = client.get_model_metadata(model, version), client.get_model_config(model)
@@ -172,10 +173,12 @@ def test_what_was_refused_is_in_the_index(tmp_path):
     with in_a_thread(Settings(models=tmp_path)) as url:
         listed = httpx.post(f"{url}/v2/repository/index").json()
         refused = [each for each in listed if each["state"] == "UNAVAILABLE"]
-        assert {(each["name"], each["version"]) for each in refused} == {(f"bad.{f}", "1") for f in FUNCTIONS}
+        assert {(each["name"], each["version"]) for each in refused} == {
+            (f"bad.{f}", "1") for f in OPERATIONS
+        }
         assert "encoder.onnx" in refused[0]["reason"]
         only_ready = httpx.post(f"{url}/v2/repository/index", json={"ready": True}).json()
-        assert {each["name"] for each in only_ready} == {f"good.{function}" for function in FUNCTIONS}
+        assert {each["name"] for each in only_ready} == {f"good.{function}" for function in OPERATIONS}
 
 
 def test_with_an_api_key_what_is_new_can_be_loaded(tmp_path):
@@ -183,7 +186,7 @@ def test_with_an_api_key_what_is_new_can_be_loaded(tmp_path):
     key = {"Authorization": "Bearer secret"}
     with in_a_thread(Settings(models=tmp_path, api_keys="secret", poll=0)) as url:
         client = triton.InferenceServerClient(url.removeprefix("http://"))
-        with pytest.raises(InferenceServerException, match="asks for an API key") as caught:
+        with pytest.raises(InferenceServerException, match="requires an API key") as caught:
             client.load_model("second")
         assert caught.value.status() == "401"
         with pytest.raises(InferenceServerException, match="no model 'second' in the repository"):
@@ -213,7 +216,7 @@ def test_statistics_are_whole_and_true(tmp_path):
         with pytest.raises(InferenceServerException, match="must be"):
             client.infer("tiny.encode", images(IMAGES[..., 0]))
         every = client.get_inference_statistics()["model_stats"]
-        assert [(each["name"], each["version"]) for each in every] == [(f"tiny.{f}", "1") for f in FUNCTIONS]
+        assert [(each["name"], each["version"]) for each in every] == [(f"tiny.{f}", "1") for f in OPERATIONS]
         (encode,) = client.get_inference_statistics("tiny.encode", "1")["model_stats"]
         (decode,) = client.get_inference_statistics("tiny.decode")["model_stats"]
         (reconstruct,) = client.get_inference_statistics("tiny.reconstruct")["model_stats"]
@@ -315,9 +318,9 @@ BOMB = gzip.compress(bytes(8 << 20), 9)
         ("GET", "/v2/models/tiny.encode/trace/setting", {}, 404, "nothing at"),
         ("POST", "/v2/repository/models/tiny/load", {}, 404, "nothing at"),
         ("GET", "/v2/models/tiny.encode/infer", {}, 405, "has no GET; it has POST"),
-        ("POST", "/v2/models/tiny.paint/infer", {}, 404, "tiny.encode, tiny.decode"),
+        ("POST", "/v2/models/tiny.paint/infer", {}, 404, "tiny.decode, tiny.encode"),
         ("GET", "/v2/models/tiny.encode/versions/7", {}, 409, "tiny@7 is not loaded; there is tiny@2"),
-        ("GET", "/v2/models/tiny.encode/versions/x", {}, 404, "is no model"),
+        ("GET", "/v2/models/tiny.encode/versions/x", {}, 404, "does not name a model"),
         ("POST", "/v2/repository/index", {"content": b"{"}, 422, "no JSON"),
         ("POST", "/v2/models/tiny.encode/infer", {"content": b""}, 422, "no JSON"),
         ("POST", "/v2/models/tiny.encode/infer", {"content": bytes(3 << 20)}, 413, "2,097,152 bytes allowed"),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaeserve.bundle.repository import open_engine
+from tests.arrays import AS_PNG
 
 
 @pytest.fixture(scope="module")
-def latent_map(repository):
-    return open_engine(repository / "tiny/2").map
+def latent_map(tiny):
+    return tiny.map
 
 
 def test_every_place_of_the_plane_is_a_latent(http, latent_map):
@@ -33,16 +33,13 @@ def test_every_place_of_the_plane_is_a_latent(http, latent_map):
 
 def test_the_thumbnails_lie_as_the_json_says(http, latent_map):
     layout = http.get("/models/tiny/map").json()["thumbnails"]
-    sheet = np.asarray(Image.open(io.BytesIO(http.get("/models/tiny/map", headers=PNG).content)))
+    sheet = np.asarray(Image.open(io.BytesIO(http.get("/models/tiny/map", headers=AS_PNG).content)))
     height, width, columns = layout["height"], layout["width"], layout["columns"]
     assert sheet.shape[1] == width * columns
     for index, thumbnail in enumerate(latent_map.thumbnails[..., 0]):
         row, column = divmod(index, columns)
         found = sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
         np.testing.assert_array_equal(found, thumbnail)
-
-
-PNG = {"Accept": "image/png"}
 
 
 def test_npz_holds_all_of_it(http, latent_map):
@@ -59,7 +56,7 @@ def test_it_is_kept_and_asked_for_again_at_no_cost(http):
     again = http.get("/models/tiny/map", headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == answer.headers["etag"]
-    other = http.get("/models/tiny/map", headers=PNG | {"If-None-Match": answer.headers["etag"]})
+    other = http.get("/models/tiny/map", headers=AS_PNG | {"If-None-Match": answer.headers["etag"]})
     assert other.status_code == 200
     pinned = http.get("/models/tiny/versions/2/map")
     assert "immutable" in pinned.headers["cache-control"]

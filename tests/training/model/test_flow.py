@@ -15,8 +15,9 @@ from training.model.flow import Flow, log_standard_normal
 from training.model.networks import build
 from training.publishing import export
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import BundleError, Draft, PriorSpec
-from vaeserve.bundle.prior import noise
+from vaeserve.bundle.files import BundleError, Draft
+from vaeserve.bundle.manifest import PriorSpec
+from vaeserve.bundle.noise import noise
 
 FLOW = dataclasses.replace(TINY, prior="flow", flow_blocks=3, flow_hidden=8)
 
@@ -173,14 +174,14 @@ def test_the_served_prior_explains_latents_better_and_both_bounds_are_reported(f
     draft, network = flowing
     engine = Engine(draft.bundle())
     images = digits.pixels[digits.split.test]
-    mean, logvar = export.encode(engine, images)
-    found = evaluate.elbo(engine, images, mean, logvar, 0)
+    mean, logvar = encoded = export.encode(engine, images)
+    found = evaluate.elbo(engine, images, encoded, 0)
     assert found["elbo_prior"].value > found["elbo"].value
-    z = torch.from_numpy(export.draw(mean, logvar, 0, 0))
+    z = torch.from_numpy(encoded.sample(0))
     posterior = objective.Posterior(torch.from_numpy(mean), torch.from_numpy(logvar))
     with torch.no_grad():
         rate = objective.trained_rate(posterior, network.flow.log_density(z)).mean().item()
     assert found["elbo_prior"].value == pytest.approx(-found["distortion"].value - rate, abs=1e-3)
-    bounds = evaluate.iwae(engine, images[:40], mean[:40], logvar[:40], 20, 0)
+    bounds = evaluate.iwae(engine, images[:40], encoded.take(slice(40)), 20, 0)
     assert bounds["iwae_prior"].value > bounds["iwae"].value
     assert math.isfinite(found["hole"].value)

@@ -11,8 +11,7 @@ import torch
 from training.config import ConfigError, TrainConfig
 from training.model import objective
 from training.model.networks import Output, Posterior, reparameterise
-from vaeserve.bundle.likelihood import log_prob
-from vaeserve.bundle.manifest import ImageSpec, LikelihoodSpec
+from vaeserve.bundle.likelihood import Logistic
 
 
 def output(logits, posterior, **more):
@@ -156,8 +155,8 @@ def test_the_logistic_is_what_the_service_computes_and_finite_however_far_off():
     images[0], images[1] = 0, 255
     mean = rng.random((5, 6, 6, 3), dtype=np.float32)
     for scale in (0.001, 0.02, 0.5):
-        said = LikelihoodSpec(kind="logistic", scale=scale)
-        expected = -log_prob(said, ImageSpec(height=6, width=6, channels=3), images, mean)
+        said = Logistic(scale=scale)
+        expected = -said.log_prob(images, mean)
         found = objective.logistic(
             torch.from_numpy(mean), torch.from_numpy(images / np.float32(255)), torch.tensor(scale), 256
         )

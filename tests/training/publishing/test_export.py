@@ -72,12 +72,6 @@ def test_another_network_than_was_exported_is_noticed(exported, run, digits):
         export.parity(stranger.encoder, stranger.decoder, exported.engine, digits.pixels[:8])
 
 
-def test_noise_of_a_row_does_not_depend_on_the_chunk(exported, digits):
-    mean, logvar = export.encode(exported.engine, digits.pixels[:20])
-    whole = export.draw(mean, logvar, 3, 0)
-    np.testing.assert_array_equal(export.draw(mean[12:], logvar[12:], 3, 12), whole[12:])
-
-
 def test_each_label_has_a_mixture_that_explains_its_own_latents_best(exported, digits):
     by_label = exported.engine.prior.by_label
     assert sorted(by_label) == list(range(10))

@@ -19,7 +19,7 @@ from training.data.images import DataError, Part
 from training.publishing.calibration import scores
 from training.publishing.card import CAPTIONS
 from training.publishing.publish import complete, release
-from vaeserve.bundle.manifest import read_bundle
+from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
 
 VAE_TRAIN = Path(sys.executable).with_name("vae-train")

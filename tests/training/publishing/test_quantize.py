@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from vaeserve.bundle.engine import Engine
-from vaeserve.bundle.manifest import read_bundle
+from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
 
 

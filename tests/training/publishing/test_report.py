@@ -15,7 +15,6 @@ from training.publishing import figures as pictures
 from training.publishing import report
 from training.publishing.export import encode
 from training.publishing.publish import release
-from vaeserve.bundle.calibration import kl
 from vaeserve.bundle.engine import Engine
 
 
@@ -146,11 +145,11 @@ def test_pictures_are_drawn_for_any_number_of_latents_and_classes(exported, digi
 
 def test_traversals_leave_out_dimensions_that_say_nothing(exported, digits):
     engine: Engine = exported.engine
-    mean, logvar = encode(engine, digits.pixels[:50])
-    each = kl(mean, logvar).mean(axis=0)
+    posterior = encode(engine, digits.pixels[:50])
+    each = posterior.kl().mean(axis=0)
     each[[0, 3]] = 0.001
     rows = [
-        Image.open(io.BytesIO(pictures.traversals(engine, mean[0], values))).height
+        Image.open(io.BytesIO(pictures.traversals(engine, posterior.mean[0], values))).height
         for values in (each, np.ones(8))
     ]
     assert rows[0] == pytest.approx(rows[1] * 6 / 8, abs=12)

@@ -1,19 +1,18 @@
 import base64
 import io
-import json
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from service.core.problems import BadImage, InvalidRequest, Problem, TooLarge, WrongShape
-from service.http import codecs
-from service.http.codecs import Answer, Budget
-from vaeserve.bundle.images import TooManyPixels, encode_image, read_image
+from service.core.service import Budget
+from service.http import bodies
+from tests.arrays import npy
+from vaeserve.bundle.images import TooManyPixels, encode_image
 from vaeserve.bundle.manifest import ImageSpec, LatentSpec, Manifest
 
 BUDGET = Budget(images=8, pixels=10_000, all_pixels=20_000)
@@ -30,12 +29,6 @@ def manifest(height=4, width=5, channels=1, latent=(3,)):
 
 
 GREY, COLOUR = manifest(), manifest(4, 5, 3, (2, 3, 4))
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def png(array):
@@ -55,40 +48,40 @@ def test_one_and_the_same_image_in_every_form(model, channels):
     images = pixels(channels=channels)
     files = [png(image) for image in images]
     for image, file in zip(images, files, strict=True):
-        np.testing.assert_array_equal(codecs.images_from_file(file, model, BUDGET), image[np.newaxis])
+        np.testing.assert_array_equal(bodies.images_from_file(file, model, BUDGET), image[np.newaxis])
     mixed = [text(files[0]), images[1].tolist()]
-    np.testing.assert_array_equal(codecs.images_from_list(mixed, model, BUDGET), images)
-    np.testing.assert_array_equal(codecs.images_from_npy(npy(images), model, BUDGET), images)
+    np.testing.assert_array_equal(bodies.images_from_list(mixed, model, BUDGET), images)
+    np.testing.assert_array_equal(bodies.images_from_npy(npy(images), model, BUDGET), images)
     np.testing.assert_array_equal(
-        codecs.images_from_npy(npy(np.asfortranarray(images)), model, BUDGET), images
+        bodies.images_from_npy(npy(np.asfortranarray(images)), model, BUDGET), images
     )
 
 
 def test_grey_images_need_no_channel_axis():
     images = pixels()
-    np.testing.assert_array_equal(codecs.images_from_npy(npy(images[..., 0]), GREY, BUDGET), images)
-    np.testing.assert_array_equal(codecs.images_from_list(images[..., 0].tolist(), GREY, BUDGET), images)
+    np.testing.assert_array_equal(bodies.images_from_npy(npy(images[..., 0]), GREY, BUDGET), images)
+    np.testing.assert_array_equal(bodies.images_from_list(images[..., 0].tolist(), GREY, BUDGET), images)
     with pytest.raises(WrongShape):
-        codecs.images_from_list(images[..., 0].tolist(), COLOUR, BUDGET)
+        bodies.images_from_list(images[..., 0].tolist(), COLOUR, BUDGET)
     with pytest.raises(WrongShape):
-        codecs.images_from_npy(npy(images[..., 0]), COLOUR, BUDGET)
+        bodies.images_from_npy(npy(images[..., 0]), COLOUR, BUDGET)
 
 
 def test_files_are_fitted_and_arrays_are_not():
     large = np.zeros((30, 60, 3), np.uint8)
-    assert codecs.images_from_file(png(large), GREY, BUDGET).shape == (1, 4, 5, 1)
-    assert codecs.images_from_list([text(png(large))], COLOUR, BUDGET).shape == (1, 4, 5, 3)
+    assert bodies.images_from_file(png(large), GREY, BUDGET).shape == (1, 4, 5, 1)
+    assert bodies.images_from_list([text(png(large))], COLOUR, BUDGET).shape == (1, 4, 5, 3)
     with pytest.raises(WrongShape, match=r"\[30, 60, 3\]; some@1 takes \[4, 5, 3\], and only image files"):
-        codecs.images_from_list([large.tolist()], COLOUR, BUDGET)
+        bodies.images_from_list([large.tolist()], COLOUR, BUDGET)
     with pytest.raises(WrongShape, match=r"\[1, 30, 60, 3\]; some@1 takes images \[n, 4, 5, 3\]"):
-        codecs.images_from_npy(npy(large[np.newaxis]), COLOUR, BUDGET)
+        bodies.images_from_npy(npy(large[np.newaxis]), COLOUR, BUDGET)
 
 
 def test_base64_as_people_write_it():
     image = pixels(n=1)
     wrapped = "\n".join(text(png(image[0]))[i : i + 20] for i in range(0, 200, 20))
     for item in (wrapped, "data:image/png;base64," + text(png(image[0]))):
-        np.testing.assert_array_equal(codecs.images_from_list([item], GREY, BUDGET), image)
+        np.testing.assert_array_equal(bodies.images_from_list([item], GREY, BUDGET), image)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +89,8 @@ def test_base64_as_people_write_it():
     [
         ("abc", InvalidRequest, "/images/1 is not base64"),
         ("é", InvalidRequest, "/images/1 is not base64"),
-        ("", BadImage, "/images/1 the bytes are no image"),
-        (text(b"hello"), BadImage, "/images/1 the bytes are no image"),
+        ("", BadImage, "/images/1 the bytes are not a readable image"),
+        (text(b"hello"), BadImage, "/images/1 the bytes are not a readable image"),
         (text(png(pixels()[0])[:60]), BadImage, "/images/1 the image is broken or truncated"),
         ([[1, 2], [3]], WrongShape, "/images/1 has lists of different lengths"),
         ([[[1], [2, 3]]], WrongShape, "/images/1 has lists of different lengths"),
@@ -106,37 +99,37 @@ def test_base64_as_people_write_it():
 )
 def test_what_is_wrong_with_an_image_is_told_with_its_place(item, kind, said):
     with pytest.raises(kind, match=said) as refused:
-        codecs.images_from_list([text(png(pixels()[0])), item], GREY, BUDGET)
+        bodies.images_from_list([text(png(pixels()[0])), item], GREY, BUDGET)
     assert [error.pointer for error in refused.value.errors] == ["/images/1"]
 
 
 def test_a_bare_file_that_is_no_image():
-    with pytest.raises(BadImage, match=r"^The bytes are no image .*; send PNG, JPEG") as refused:
-        codecs.images_from_file(b"GIF89a", GREY, BUDGET)
+    with pytest.raises(BadImage, match=r"^The bytes are not a readable image .*; send PNG, JPEG") as refused:
+        bodies.images_from_file(b"GIF89a", GREY, BUDGET)
     assert refused.value.errors == ()
 
 
 def test_limits_on_pixels_and_count():
     with pytest.raises(TooManyPixels):
-        codecs.images_from_file(png(np.zeros((101, 100, 1))), GREY, BUDGET)
+        bodies.images_from_file(png(np.zeros((101, 100, 1))), GREY, BUDGET)
     almost = text(png(np.zeros((90, 100, 1))))
-    codecs.images_from_list([almost] * 2, GREY, BUDGET)
+    bodies.images_from_list([almost] * 2, GREY, BUDGET)
     with pytest.raises(TooManyPixels, match="20,000 pixels together"):
-        codecs.images_from_list([almost] * 3, GREY, BUDGET)
+        bodies.images_from_list([almost] * 3, GREY, BUDGET)
     image = pixels()[0].tolist()
     with pytest.raises(TooLarge, match="9 images are more than the 8"):
-        codecs.images_from_list([image] * 9, GREY, BUDGET)
+        bodies.images_from_list([image] * 9, GREY, BUDGET)
     with pytest.raises(TooLarge, match="9 images are more than the 8"):
-        codecs.images_from_npy(npy(np.zeros((9, 4, 5, 1), np.uint8)), GREY, BUDGET)
+        bodies.images_from_npy(npy(np.zeros((9, 4, 5, 1), np.uint8)), GREY, BUDGET)
     with pytest.raises(TooLarge, match="9 latents are more than the 8"):
-        codecs.latents_from_npy(npy(np.zeros((9, 3), np.float32)), GREY, BUDGET)
+        bodies.latents_from_npy(npy(np.zeros((9, 3), np.float32)), GREY, BUDGET)
 
 
 def test_latents():
     values = np.random.default_rng(0).standard_normal((2, 2, 3, 4)).astype(np.float32)
-    np.testing.assert_array_equal(codecs.latents_from_list(values.tolist(), COLOUR, BUDGET), values)
-    np.testing.assert_array_equal(codecs.latents_from_npy(npy(values), COLOUR, BUDGET), values)
-    assert codecs.latents_from_list([[1, 2, 3]], GREY, BUDGET).dtype == np.float32
+    np.testing.assert_array_equal(bodies.latents_from_list(values.tolist(), COLOUR, BUDGET), values)
+    np.testing.assert_array_equal(bodies.latents_from_npy(npy(values), COLOUR, BUDGET), values)
+    assert bodies.latents_from_list([[1, 2, 3]], GREY, BUDGET).dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -150,7 +143,7 @@ def test_latents():
 )
 def test_what_is_wrong_with_latents_is_told_with_its_place(items, kind, said):
     with pytest.raises(kind, match=said) as refused:
-        codecs.latents_from_list(items, GREY, BUDGET)
+        bodies.latents_from_list(items, GREY, BUDGET)
     assert [error.pointer for error in refused.value.errors] == ["/latents/1"]
 
 
@@ -169,7 +162,7 @@ def test_what_is_wrong_with_latents_is_told_with_its_place(items, kind, said):
 )
 def test_npy_of_another_type_or_shape(array, kind, said):
     with pytest.raises(kind, match=said):
-        codecs.latents_from_npy(npy(array), GREY, BUDGET)
+        bodies.latents_from_npy(npy(array), GREY, BUDGET)
 
 
 def header(shape, descr="<f4", extra=""):
@@ -200,13 +193,13 @@ def header(shape, descr="<f4", extra=""):
 )
 def test_npy_that_lies(body):
     with pytest.raises(InvalidRequest):
-        codecs.latents_from_npy(body, GREY, BUDGET)
+        bodies.latents_from_npy(body, GREY, BUDGET)
 
 
 def test_npy_whose_numbers_are_unaligned_is_read():
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     body = header((2, 3), extra=" ") + values.tobytes()
-    np.testing.assert_array_equal(codecs.latents_from_npy(body, GREY, BUDGET), values)
+    np.testing.assert_array_equal(bodies.latents_from_npy(body, GREY, BUDGET), values)
 
 
 @settings(deadline=None)
@@ -217,13 +210,13 @@ def test_damaged_bodies_are_read_or_refused(data):
     whole, reader = data.draw(
         st.sampled_from(
             [
-                (png(images[0]), codecs.images_from_file),
-                (_file(images[0], "JPEG"), codecs.images_from_file),
-                (_file(images[0], "GIF"), codecs.images_from_file),
-                (_file(images[0], "WEBP"), codecs.images_from_file),
-                (_file(images[0], "BMP"), codecs.images_from_file),
-                (npy(images), codecs.images_from_npy),
-                (npy(np.zeros((1, 3), np.float32)), codecs.latents_from_npy),
+                (png(images[0]), bodies.images_from_file),
+                (_file(images[0], "JPEG"), bodies.images_from_file),
+                (_file(images[0], "GIF"), bodies.images_from_file),
+                (_file(images[0], "WEBP"), bodies.images_from_file),
+                (_file(images[0], "BMP"), bodies.images_from_file),
+                (npy(images), bodies.images_from_npy),
+                (npy(np.zeros((1, 3), np.float32)), bodies.latents_from_npy),
             ]
         )
     )
@@ -242,52 +235,3 @@ def _file(image, kind):
     file = io.BytesIO()
     Image.fromarray(image[..., 0]).save(file, kind)
     return file.getvalue()
-
-
-@given(arrays.arrays(np.float32, (2, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
-def test_latents_survive_json_and_npy_to_the_bit(values):
-    answer = Answer("some@1", {"mean": values})
-    said = json.loads(codecs.as_json(answer))
-    assert said["model"] == "some@1"
-    np.testing.assert_array_equal(codecs.latents_from_list(said["mean"], GREY, BUDGET), values)
-    np.testing.assert_array_equal(codecs.latents_from_npy(codecs.as_npy(answer), GREY, BUDGET), values)
-
-
-def test_float32_is_printed_as_short_as_it_is():
-    assert codecs.as_json(Answer("m@1", {"mean": np.float32([[0.1]])})) == b'{"model":"m@1","mean":[[0.1]]}'
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_out(channels):
-    images = pixels(channels=channels, n=3)
-    answer = Answer("some@1", {"images": images, "error": np.float32([0, 1, 2])}, seed=7)
-    said = json.loads(codecs.as_json(answer))
-    assert list(said) == ["model", "images", "error", "seed"]
-    again = codecs.images_from_list(said["images"], manifest(channels=channels), BUDGET)
-    np.testing.assert_array_equal(again, images)
-    np.testing.assert_array_equal(np.load(io.BytesIO(codecs.as_npy(answer))), images)
-    with np.load(io.BytesIO(codecs.as_npz(answer))) as archive:
-        assert set(archive) == {"images", "error"}
-        np.testing.assert_array_equal(archive["images"], images)
-    assert Image.open(io.BytesIO(codecs.as_png(answer))).size == (2 * 7 + 2, 2 * 6 + 2)
-    assert Image.open(io.BytesIO(codecs.as_jpeg(answer))).format == "JPEG"
-
-
-def test_one_image_is_answered_bare():
-    image = pixels(n=1)
-    file = codecs.as_png(Answer("some@1", {"images": image}))
-    again = read_image(file, height=4, width=5, channels=1, fit="contain")
-    np.testing.assert_array_equal(again, image[0])
-
-
-def test_every_media_type_of_the_contract_is_in_a_table():
-    images = {
-        "application/json",
-        "application/x-npy",
-        "multipart/form-data",
-        *(f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "bmp")),
-    }
-    assert set(codecs.IMAGE_READERS) == images
-    assert set(codecs.LATENT_READERS) == {"application/json", "application/x-npy"}
-    assert set(codecs.ARRAY_WRITERS) == {"application/json", "application/x-npy", "application/x-npz"}
-    assert set(codecs.WRITERS) == set(codecs.ARRAY_WRITERS) | {"image/png", "image/jpeg"}

@@ -10,8 +10,10 @@ from scipy.stats import norm
 from service.settings import Settings
 from tests.bundles import make_bundle, make_draft, with_flow
 from tests.conftest import in_a_thread
-from vaeserve.bundle.manifest import PriorSpec, publish
-from vaeserve.bundle.prior import Mixture, noise, write_prior
+from vaeserve.bundle.files import publish
+from vaeserve.bundle.manifest import PriorSpec
+from vaeserve.bundle.noise import noise
+from vaeserve.bundle.prior import Mixture, write_prior
 from vaeserve.bundle.repository import open_engine
 from vaeserve.client import BadRequest, Client
 
@@ -85,16 +87,24 @@ def test_the_prior_is_the_caller_s_choice(url):
 @pytest.mark.parametrize(
     ("query", "pointer", "said"),
     [
-        ("label=bird", "/label", "labelled@1 cannot sample the label 'bird'; there are cat, 1, dog"),
-        ("label=3", "/label", "cannot sample the label '3'"),
-        ("label=-1", "/label", "cannot sample the label '-1'"),
+        ("label=bird", "/label", "`label` is 'bird', which labelled@1 does not know; it knows cat, 1, dog"),
+        ("label=3", "/label", "is '3', which labelled@1 does not know"),
+        ("label=-1", "/label", "is '-1', which labelled@1 does not know"),
         ("label=" + 300 * "9", "/label", "at most 256 characters"),
-        ("label=cat&prior=normal", "/label", "'normal' knows no labels; leave out `prior`"),
-        ("label=cat&model=plain", "/label", "plain@1 cannot sample by label"),
-        ("prior=mixture&model=plain", "/prior", "plain@1 has no prior 'mixture'; it has normal"),
-        ("prior=flow", "/prior", "labelled@1 has no prior 'flow'; it has normal, mixture"),
-        ("prior=mixture&model=bare", "/prior", "bare@1 has no prior 'mixture'; it has normal, flow"),
-        ("label=cat&prior=flow&model=flowing", "/label", "'flow' knows no labels; leave out `prior`"),
+        ("label=cat&prior=normal", "/label", "cannot be combined with the prior 'normal'; leave out `prior`"),
+        ("label=cat&model=plain", "/label", "plain@1 was published without labels"),
+        ("prior=mixture&model=plain", "/prior", "is 'mixture', which plain@1 does not have; it has normal"),
+        ("prior=flow", "/prior", "is 'flow', which labelled@1 does not have; it has normal, mixture"),
+        (
+            "prior=mixture&model=bare",
+            "/prior",
+            "is 'mixture', which bare@1 does not have; it has normal, flow",
+        ),
+        (
+            "label=cat&prior=flow&model=flowing",
+            "/label",
+            "cannot be combined with the prior 'flow'; leave out `prior`",
+        ),
         ("prior=flat", "/prior", "'normal', 'mixture' or 'flow'"),
     ],
 )
@@ -159,7 +169,7 @@ def test_the_client_asks_for_prior_and_label(url, repository):
         np.testing.assert_array_equal(dog, engine.decode(np.float32([[0, 0, 2, 0]]))[0])
         normal = client.sample(3, seed=1, prior="normal").images
         np.testing.assert_array_equal(normal, engine.decode(noise(1, range(3), (4,))))
-        with pytest.raises(BadRequest, match="cannot sample the label 'horse'"):
+        with pytest.raises(BadRequest, match="is 'horse', which labelled@1 does not know"):
             client.sample(label="horse")
 
 

@@ -1,3 +1,5 @@
+"""JSON bodies, and the options of query and body together."""
+
 import contextlib
 
 import pytest
@@ -5,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.problems import InvalidRequest, Problem, TooLarge
-from service.operations.fields import (
-    DecodeBody,
-    EncodeBody,
-    EncodeOptions,
-    ReconstructBody,
-    SampleBody,
-    merge,
-    parse,
+from service.http.parsing import merge, parse
+from service.operations.decode import DECODE
+from service.operations.encode import ENCODE, EncodeOptions
+from service.operations.reconstruct import RECONSTRUCT
+from service.operations.sample import SAMPLE
+
+EncodeBody, DecodeBody, ReconstructBody, SampleBody = (
+    operation.body for operation in (ENCODE, DECODE, RECONSTRUCT, SAMPLE)
 )
 
 
@@ -112,7 +114,7 @@ def test_any_bytes_are_read_or_refused(body):
             parse(kind, body)
 
 
-def test_query_and_body_say_the_same_things_once_or_alike():
+def test_query_and_body_may_not_contradict_each_other():
     query = EncodeOptions.model_validate({"seed": 7, "return": ["mean,logvar"]})
     body = parse(EncodeBody, b'{"images": ["a"], "model": "m"}')
     merged = merge(query, body)
@@ -121,3 +123,10 @@ def test_query_and_body_say_the_same_things_once_or_alike():
     with pytest.raises(InvalidRequest) as refused:
         merge(query, parse(EncodeBody, b'{"images": ["a"], "seed": 8, "return": ["mean"]}'))
     assert [error.pointer for error in refused.value.errors] == ["/return", "/seed"]
+
+
+def test_a_query_parameter_at_its_default_leaves_the_choice_to_the_body():
+    query = EncodeOptions.model_validate({"return": ["mean"]})
+    body = parse(EncodeBody, b'{"images": ["a"], "return": ["logvar"]}')
+    assert merge(query, body).return_ == ["logvar"]
+    assert merge(query, parse(EncodeBody, b'{"images": ["a"]}')).return_ == ["mean"]

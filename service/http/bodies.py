@@ -1,50 +1,32 @@
-"""Bodies → arrays and arrays → bodies: one table for each direction, one row for each media type.
+"""Bodies as arrays: one table for each kind of input, one row for each media type.
 
-Readers give `uint8 [n, h, w, c]` or `float32 [n, *latent]`, ready for the model. Image files of any size are
-fitted to it; arrays must have its size. Nothing here knows routes or models beyond their manifest.
+Readers return uint8 [n, h, w, c] or float32 [n, *latent], ready for the model. Image files of any size are
+fitted to the model's size; arrays must have it. Readers know nothing of models beyond their manifest.
 """
 
-import base64
 import binascii
 import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from PIL import Image
 
 from service.core.problems import BadImage, InvalidRequest, Pointer, TooLarge, WrongShape
-from service.http.negotiation import BMP, GIF, JPEG, JSON, MULTIPART, NPY, NPZ, PNG, WEBP
+from service.core.service import Budget
+from service.http.negotiation import IMAGE_TYPES, JSON, MULTIPART, NPY
 from service.http.npy import read_npy
-from vaeserve.bundle.images import (
-    FORMATS,
-    ImageError,
-    TooManyPixels,
-    contact_sheet,
-    encode_animation,
-    encode_image,
-    read_image,
-)
+from service.operations.fields import ImagesBody, LatentsBody, PointsBody
+from service.operations.operation import Inputs
+from service.operations.points import Points
+from vaeserve.bundle.arrays import ByteImages, Floats
+from vaeserve.bundle.images import FORMATS, ImageError, TooManyPixels, read_image
 from vaeserve.bundle.manifest import Manifest
 from vaeserve.bundle.png import png_size
 
-ByteImages = NDArray[np.uint8]  # [n, h, w, c]
-Floats = NDArray[np.float32]  # [n, *latent]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much the body of one request may hold. `all_pixels` is of all its image files together."""
-
-    images: int
-    pixels: int
-    all_pixels: int
-
-
-# --- in ---------------------------------------------------------------------------------------------------
+# From a body, a parsed JSON body or the files of a form to the inputs of an operation.
+Reader = Callable[[Any, Manifest, Budget], Any]
 
 
 def images_from_file(data: bytes, manifest: Manifest, budget: Budget) -> ByteImages:
@@ -68,7 +50,7 @@ def images_from_form(files: list[bytes], manifest: Manifest, budget: Budget) -> 
 def images_from_list(items: list[str | list[Any]], manifest: Manifest, budget: Budget) -> ByteImages:
     """The `images` of a JSON body: files in base64, nested lists of pixels, or both."""
     _check_count(len(items), budget, "images")
-    shape = _image_shape(manifest)
+    shape = manifest.image.shape
     left = budget.all_pixels
     rows = []
     for index, item in enumerate(items):
@@ -91,7 +73,7 @@ def images_from_list(items: list[str | list[Any]], manifest: Manifest, budget: B
 def images_from_npy(data: bytes, manifest: Manifest, budget: Budget) -> ByteImages:
     """uint8 [n, h, w, c], or [n, h, w] where the model has one channel."""
     array = read_npy(data, np.dtype(np.uint8))
-    shape = _image_shape(manifest)
+    shape = manifest.image.shape
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., np.newaxis]
     _check_rows(array, shape, budget, manifest, "images")
@@ -118,22 +100,52 @@ def latents_from_npy(data: bytes, manifest: Manifest, budget: Budget) -> Floats:
     return _finite(array)
 
 
-# From a body, or from the field of a JSON body or a form that holds the data, to rows for the model.
-Reader = Callable[[Any, Manifest, Budget], NDArray[Any]]
+def points_from_npy(data: bytes, manifest: Manifest, budget: Budget) -> Points:
+    """uint8 are images, float32 are latents."""
+    if read_npy(data, np.dtype(np.uint8), np.dtype(np.float32)).dtype == np.uint8:
+        return Points(images_from_npy(data, manifest, budget), None)
+    return Points(None, latents_from_npy(data, manifest, budget))
 
-IMAGE_READERS: dict[str, Reader] = {
-    JSON: images_from_list,
-    PNG: images_from_file,
-    JPEG: images_from_file,
-    WEBP: images_from_file,
-    GIF: images_from_file,
-    BMP: images_from_file,
-    MULTIPART: images_from_form,
-    NPY: images_from_npy,
+
+def points_from_json(body: PointsBody, manifest: Manifest, budget: Budget) -> Points:
+    """The `images` and `latents` of a JSON body."""
+    if (count := len(body.images) + len(body.latents)) > budget.images:
+        raise TooLarge(f"{count:,} points are more than the {budget.images:,} of one request; send several.")
+    return Points(
+        images_from_list(body.images, manifest, budget) if body.images else None,
+        latents_from_list(body.latents, manifest, budget) if body.latents else None,
+    )
+
+
+def _images_from_json(body: ImagesBody, manifest: Manifest, budget: Budget) -> ByteImages:
+    return images_from_list(body.images, manifest, budget)
+
+
+def _latents_from_json(body: LatentsBody, manifest: Manifest, budget: Budget) -> Floats:
+    return latents_from_list(body.latents, manifest, budget)
+
+
+def _points(reader: Callable[[Any, Manifest, Budget], ByteImages]) -> Reader:
+    """A reader of images as one of points."""
+    return lambda data, manifest, budget: Points(reader(data, manifest, budget), None)
+
+
+_POINTS: dict[str, Reader] = {
+    JSON: points_from_json,
+    MULTIPART: _points(images_from_form),
+    NPY: points_from_npy,
 }
-LATENT_READERS: dict[str, Reader] = {
-    JSON: latents_from_list,
-    NPY: latents_from_npy,
+READERS: dict[Inputs, dict[str, Reader]] = {
+    Inputs.NOTHING: {JSON: lambda body, manifest, budget: None},
+    Inputs.IMAGES: {
+        JSON: _images_from_json,
+        **dict.fromkeys(IMAGE_TYPES, images_from_file),
+        MULTIPART: images_from_form,
+        NPY: images_from_npy,
+    },
+    Inputs.LATENTS: {JSON: _latents_from_json, NPY: latents_from_npy},
+    Inputs.POINT: _POINTS | dict.fromkeys(IMAGE_TYPES, _points(images_from_file)),
+    Inputs.POINTS: _POINTS,
 }
 
 
@@ -187,10 +199,6 @@ def _rectangular(rows: list[Any], dtype: type[np.generic], pointer: str) -> NDAr
         raise _wrong_shape("has lists of different lengths", pointer) from None
 
 
-def _image_shape(manifest: Manifest) -> tuple[int, ...]:
-    return (manifest.image.height, manifest.image.width, manifest.image.channels)
-
-
 def _check_count(count: int, budget: Budget, what: str) -> None:
     if not count:
         raise InvalidRequest(
@@ -233,104 +241,3 @@ def _at(pointer: str, detail: str) -> str:
 
 def _pointers(pointer: str, detail: str) -> list[Pointer]:
     return [Pointer(pointer=pointer, location="body", detail=detail)] if pointer else []
-
-
-# --- out --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a route found out: arrays by their name in JSON, the main one first; images are uint8.
-
-    `fields` are for JSON alone. As a picture the images of the array `picture` are shown, several of them in
-    `columns` (None: as square as it gets) with a `gap`, or one after the other for `duration` milliseconds.
-    """
-
-    model: str
-    arrays: dict[str, NDArray[Any]]
-    seed: int | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    picture: str = "images"
-    columns: int | None = None
-    gap: int = 2
-    duration: int = 80
-
-    @property
-    def images(self) -> ByteImages:
-        return self.arrays[self.picture]
-
-    @property
-    def values(self) -> int:
-        """How many numbers must be written, a measure of the time that takes."""
-        return sum(array.size for array in self.arrays.values())
-
-
-def as_json(answer: Answer) -> bytes:
-    fields: dict[str, Any] = {"model": answer.model}
-    for name, array in answer.arrays.items():
-        if _is_images(array):
-            fields[name] = [base64.b64encode(encode_image(image)).decode() for image in array]
-        else:
-            fields[name] = np.ascontiguousarray(array)
-    fields |= answer.fields
-    if answer.seed is not None:
-        fields["seed"] = answer.seed
-    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def as_npy(answer: Answer) -> bytes:
-    file = io.BytesIO()
-    np.save(file, next(iter(answer.arrays.values())), allow_pickle=False)
-    return file.getvalue()
-
-
-def as_npz(answer: Answer) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **answer.arrays)
-    return file.getvalue()
-
-
-def as_png(answer: Answer) -> bytes:
-    return encode_image(_one_image(answer), "png")
-
-
-def as_jpeg(answer: Answer) -> bytes:
-    return encode_image(_one_image(answer), "jpeg")
-
-
-def as_gif(answer: Answer) -> bytes:
-    return encode_animation(answer.images, "gif", answer.duration)
-
-
-def as_webp(answer: Answer) -> bytes:
-    return encode_animation(answer.images, "webp", answer.duration)
-
-
-def _one_image(answer: Answer) -> NDArray[np.uint8]:
-    """The bare image, so that it can be posted back as it is; several as a contact sheet."""
-    images = answer.images
-    if len(images) == 1:
-        only: NDArray[np.uint8] = images[0]
-        return only
-    return contact_sheet(images, columns=answer.columns, gap=answer.gap)
-
-
-def _is_images(array: NDArray[Any]) -> bool:
-    return array.dtype == np.uint8 and array.ndim == 4
-
-
-Writer = Callable[[Answer], bytes]
-
-# In the order of our preference: what `Accept: */*` gets is the first.
-ARRAY_WRITERS: dict[str, Writer] = {JSON: as_json, NPY: as_npy, NPZ: as_npz}
-WRITERS: dict[str, Writer] = ARRAY_WRITERS | {PNG: as_png, JPEG: as_jpeg}  # for answers with images
-ANIMATION_WRITERS: dict[str, Writer] = WRITERS | {GIF: as_gif, WEBP: as_webp}
-
-
-def warm_up(manifest: Manifest) -> None:
-    """Do everything once: Pillow imports its parsers when they are needed first, which takes 200 ms."""
-    Image.init()
-    image = np.zeros((1, *_image_shape(manifest)), np.uint8)
-    for writer in WRITERS.values():
-        writer(Answer(manifest.reference, {"images": image}))
-    _read(encode_image(image[0]), manifest, image.size, "")
