@@ -48,7 +48,7 @@ export class Plane {
 
   /**
    * The latents of a place. The plane alone decodes to a blurred average, so images near the place add their
-   * distance from the plane, weighted so that the result is continuous.
+   * offset from the plane, weighted so that the result is continuous.
    * @param {[number, number]} place
    * @returns {number[]}
    */
