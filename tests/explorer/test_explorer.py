@@ -1,4 +1,4 @@
-"""Each panel of the explorer, used as a person would, in a real browser, on a real service."""
+"""Each panel of the explorer, used in a real browser with a real service."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ def shown(visit, selector):
 
 
 def changes(visit, selector, act):
-    """Whether the picture is another one after the act."""
+    """Whether the action changes the image."""
     before = shown(visit, selector)
     act()
     visit.settle()
@@ -57,7 +57,7 @@ def changes(visit, selector, act):
 
 
 def copied(visit, panel, language):
-    """The recipe, as it comes from the clipboard."""
+    """The recipe, copied through the clipboard."""
     section = visit.page.locator(f"#{panel}")
     if section.locator("details").get_attribute("open") is None:
         section.locator("summary").click()
@@ -96,7 +96,7 @@ def draw(visit, *points):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("device", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
-def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, device, size, scheme):
+def test_page_shows_all_panels_and_is_accessible(visiting, device, size, scheme):
     visit = visiting(size, scheme).open()
     page = visit.page
     visit.screenshot(f"{device}-{scheme}")
@@ -110,7 +110,7 @@ def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, d
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_path):
+def test_drawing_is_described_and_its_recipe_gives_the_same(visit, tmp_path):
     facts = visit.page.locator("#describe .facts")
     assert changes(
         visit,
@@ -134,7 +134,7 @@ def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_pa
     assert shown(visit, "#easel").std() == 0
 
 
-def test_a_file_is_described_and_a_wrong_one_is_explained(visit, explored, tmp_path):
+def test_file_is_described_and_an_invalid_one_is_explained(visit, explored, tmp_path):
     sample = httpx.get(f"{explored}sample?n=1&seed=11", headers={"Accept": "image/png"}).content
     (tmp_path / "digit.png").write_bytes(sample)
     (tmp_path / "text.png").write_text("this is no picture")
@@ -159,7 +159,7 @@ def test_a_file_is_described_and_a_wrong_one_is_explained(visit, explored, tmp_p
     assert "@'dropped.png'" in copied(visit, "describe", "curl")
 
 
-def test_the_map_is_walked_on_with_pointer_and_keys(visit):
+def test_map_follows_pointer_and_keys(visit):
     page = visit.page
     area = page.locator("#map canvas")
 
@@ -203,7 +203,7 @@ def test_the_map_is_walked_on_with_pointer_and_keys(visit):
     np.testing.assert_array_equal(shown(visit, "#map img"), before)
 
 
-def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
+def test_slider_changes_the_image_with_one_request_in_flight(visit, tmp_path):
     page = visit.page
     slider = page.locator("#traverse input").first
     box = slider.bounding_box()
@@ -231,7 +231,7 @@ def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
     assert changes(visit, "#traverse img", back.click)
 
 
-def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
+def test_samples_follow_seed_temperature_and_label(visit, tmp_path):
     page = visit.page
     seed = page.get_by_label("Seed", exact=True)
 
@@ -258,7 +258,7 @@ def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
     assert changes(visit, "[data-is=reconstruction]", page.locator("#samples button").nth(2).click)
 
 
-def test_the_way_between_two_is_scrubbed(visit, tmp_path):
+def test_interpolation_follows_its_slider(visit, tmp_path):
     page = visit.page
     ends = page.locator("#interpolate fieldset")
     ends.nth(1).get_by_role("radio").nth(3).focus()
@@ -302,7 +302,11 @@ def test_recipes_follow_the_controls(visit, explored, tmp_path):
     page.locator("[name=prior]").select_option("mixture")
     page.locator("[name=method]").select_option("lerp")
     visit.settle()
-    expected = {"describe": "it's a digit.png", "samples": 'label="7", prior="mixture"', "interpolate": '"lerp"'}
+    expected = {
+        "describe": "it's a digit.png",
+        "samples": 'label="7", prior="mixture"',
+        "interpolate": '"lerp"',
+    }
     for panel, text in expected.items():
         run_curl(tmp_path, copied(visit, panel, "curl"))
         code = copied(visit, panel, "Python")
@@ -310,7 +314,7 @@ def test_recipes_follow_the_controls(visit, explored, tmp_path):
         run(tmp_path, sys.executable, "-c", code)
 
 
-def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):
+def test_selecting_another_model_explains_what_it_lacks(visit):
     page = visit.page
     page.locator("#model").select_option(label="colour@1")
     visit.settle()
@@ -325,7 +329,7 @@ def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):
     expect(page.locator("#map canvas")).to_be_visible()
 
 
-def test_everything_can_be_reached_by_keyboard(visit):
+def test_every_control_is_reachable_by_keyboard(visit):
     page = visit.page
     page.evaluate("document.body.focus()")
     wanted = page.evaluate(
@@ -346,12 +350,12 @@ def test_everything_can_be_reached_by_keyboard(visit):
                 return [window.reached.indexOf(element), getComputedStyle(outlined).outlineStyle !== "none"];
             }"""
         )
-        assert seen[1], f"one cannot see that element {seen[0]} has the focus"
+        assert seen[1], f"the focus of element {seen[0]} is invisible"
         reached.add(seen[0])
     assert len(reached - {""}) == wanted
 
 
-def test_a_service_with_keys_is_asked_with_one(visiting, tmp_path):
+def test_page_asks_for_an_api_key(visiting, tmp_path):
     make_bundle(tmp_path, held_out=0)
     (tmp_path / "keys").write_text("first-key-of-this-test\n")
     with live.serving(tmp_path, "--api-keys-file", str(tmp_path / "keys")) as url:
@@ -370,7 +374,7 @@ def test_a_service_with_keys_is_asked_with_one(visiting, tmp_path):
         assert "first-key" not in page.content()
 
 
-def test_a_service_that_went_away_is_said_in_a_sentence(visit):
+def test_lost_service_is_reported(visit):
     visit.page.context.set_offline(True)
     visit.page.get_by_role("button", name="New seed").click()
     expect(visit.page.locator("#samples .trouble")).to_have_text(
