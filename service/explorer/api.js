@@ -1,22 +1,22 @@
-/** Calls to the service. A call is a plain value, so that what was asked can also be shown as curl. */
+/** Calls to the service. A call is a plain value, so that the page can also show it as a curl command. */
 
 /**
  * @typedef {object} Call
  * @property {string} path relative to the page, for instance "decode"
  * @property {Record<string, string | number>} [query]
  * @property {unknown} [json] body
- * @property {File} [file] body, an image as it is
- * @property {string} [accept] media type of the answer; JSON unless said
+ * @property {File} [file] body, an unchanged image file
+ * @property {string} [accept] media type of the answer; JSON by default
  */
 
 const KEY = "vaeserve-api-key";
 
-/** Fired on `window` when the service wants an API key. */
+/** Fired on `window` when the service requires an API key. */
 export const UNAUTHORIZED = "vaeserve-unauthorized";
 
-/** Why a call failed, as a sentence for people. */
+/** The reason for a failed call, as a sentence for users. */
 export class Problem extends Error {
-  /** @param {string} sentence @param {number} status 0 when there was no answer @param {number} wait seconds */
+  /** @param {string} sentence @param {number} status 0 without an answer @param {number} wait seconds until the next try */
   constructor(sentence, status = 0, wait = 0) {
     super(sentence);
     this.status = status;
@@ -40,7 +40,7 @@ export function address({ path, query = {} }) {
 /**
  * @param {Call} call
  * @param {AbortSignal} [signal]
- * @returns {Promise<Response>} an answer below 400; anything else is thrown as a Problem
+ * @returns {Promise<Response>} an answer with a status below 400; every other is thrown as a Problem
  */
 export async function send(call, signal) {
   const { json, file, accept = "application/json" } = call;

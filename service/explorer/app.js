@@ -1,23 +1,23 @@
-/** The page: which models there are, and the panels for the one that is chosen. */
+/** The page: the list of models, and the panels of the selected one. */
 
 import { Problem, send, setApiKey, UNAUTHORIZED } from "./api.js";
-import { between } from "./between.js";
 import { describe } from "./describe.js";
 import { find, make, trouble } from "./dom.js";
-import { knobs } from "./knobs.js";
+import { interpolate } from "./interpolate.js";
 import { map } from "./map.js";
 import * as models from "./model.js";
+import { samples } from "./samples.js";
 import { Session } from "./session.js";
-import { wall } from "./wall.js";
-import { wander } from "./wander.js";
+import { traverse } from "./traverse.js";
+import { walk } from "./walk.js";
 
-const PANELS = { wander, map, describe, knobs, wall, between };
+const PANELS = { walk, map, describe, traverse, samples, interpolate };
 
 const choice = find(document, "#model", HTMLSelectElement);
 const keyForm = find(document, "#key", HTMLFormElement);
 let session = new AbortController();
 
-/** Fill the list of models and open the first; a service that is still loading is asked again. */
+/** Fill the list of models and open the first. Try again while the service is loading. */
 async function start() {
   try {
     const { models: loaded } = await (await send({ path: "models" })).json();
@@ -36,7 +36,7 @@ async function start() {
   }
 }
 
-/** Show the chosen model, and nothing any more of the one before. */
+/** Show the selected model, and end everything of the model before. */
 async function open() {
   session.abort();
   session = new AbortController();
@@ -45,7 +45,7 @@ async function open() {
   document.documentElement.style.setProperty("--aspect", `${model.width} / ${model.height}`);
   for (const place of document.querySelectorAll("[data-of=size]")) place.textContent = String(model.size);
   find(document, "#about", HTMLElement).textContent =
-    `${model.reference}: pictures of ${model.width} × ${model.height}${model.channels === 3 ? " in colour" : ""}, ` +
+    `${model.reference}: images of ${model.width} × ${model.height}${model.channels === 3 ? " in colour" : ""}, ` +
     `${model.size} numbers each.`;
   const shared = new Session(model, signal);
   for (const [id, panel] of Object.entries(PANELS)) panel(find(document, `#${id}`, HTMLElement), shared);

@@ -1,9 +1,9 @@
-/** Numbers as bars to the left and the right of a line, the way people see a vector best. */
+/** Latents as bars to the left and to the right of a line. */
 
 import { strongest } from "./model.js";
 
-const MOST = 64; // bars; more are no picture
-const REACH = 3; // posterior means lie within three standard deviations of the prior, nearly all of them
+const MOST = 64; // bars; more would be unreadable
+const REACH = 3; // nearly all posterior means lie within three standard deviations of the prior
 
 export class Bars {
   /** @param {SVGSVGElement} svg @param {import("./model.js").Model} model */

@@ -1,8 +1,8 @@
-/** Which part of the plane is seen: places to pixels and back, zoom and pan. */
+/** The visible part of the plane: places to pixels and back, zoom and pan. */
 
 const FARTHEST = 0.8;
 const NEAREST = 40;
-const MARGIN = 0.06; // around the whole map, of its size
+const MARGIN = 0.06; // around the whole map, as a share of its size
 
 export class Camera {
   zoom = 1;
@@ -22,7 +22,7 @@ export class Camera {
     this.centre = this.#middle();
   }
 
-  /** Pixels of one unit of the plane; both axes alike, so that distances are true. */
+  /** Pixels per unit of the plane, the same for both axes to preserve distances. */
   get scale() {
     const { left, right, bottom, top } = this.bounds;
     const room = 1 - 2 * MARGIN;
@@ -49,7 +49,7 @@ export class Camera {
     this.centre = [within(left, x - dx / this.scale, right), within(bottom, y + dy / this.scale, top)];
   }
 
-  /** Zoom in or out; what is at the pixel stays there. @param {number} factor @param {[number, number]} pixel */
+  /** Zoom in or out around a pixel. @param {number} factor @param {[number, number]} pixel */
   magnify(factor, pixel) {
     const before = this.place(pixel);
     this.zoom = within(FARTHEST, this.zoom * factor, NEAREST);
@@ -57,7 +57,7 @@ export class Camera {
     this.pan(pixel[0] - x, pixel[1] - y);
   }
 
-  /** Move as far as it takes to see the place. @param {[number, number]} place */
+  /** Pan just far enough to show a place. @param {[number, number]} place */
   follow(place) {
     const [x, y] = this.pixel(place);
     const { width, height } = this.size;

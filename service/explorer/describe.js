@@ -1,15 +1,15 @@
-/** A picture, what the model makes of it, and how well it knows such pictures. */
+/** An image, its latents, reconstruction and scores. */
 
 import { Bars } from "./bars.js";
 import { button, find, make } from "./dom.js";
 import { flat } from "./model.js";
-import { newestWins } from "./newest.js";
+import { latestOnly } from "./latest.js";
 import { dataUrl, toBase64 } from "./pictures.js";
 import { curl, literal, python, recipe, saved } from "./recipe.js";
 import { Sketch } from "./sketch.js";
 
-const DRAWN = "picture.png"; // the file of what has no name yet
-const UNUSUAL = 0.05; // the share of ordinary pictures that may be taken for anomalies, as /score has it
+const DRAWN = "picture.png"; // the file name of a drawing
+const UNUSUAL = 0.05; // the false positive rate, by default the same in /score
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
 export function describe(panel, session) {
@@ -25,22 +25,22 @@ export function describe(panel, session) {
   let seed = 3;
 
   /** @type {(source: File | Blob) => Promise<void>} */
-  const look = newestWins(panel, signal, async (source) => {
+  const look = latestOnly(panel, signal, async (source) => {
     const named = source instanceof File;
     const file = named ? source : new File([source], DRAWN, { type: source.type });
     const encoded = await session.json(session.to({ path: "encode", file }));
-    const judged = session.to(
+    const scoring = session.to(
       model.scored
         ? { path: "score", query: { seed: 0, return: "images,error_map" }, file }
         : { path: "reconstruct", file },
     );
-    const answer = await session.json(judged);
+    const answer = await session.json(scoring);
     const latents = flat(encoded.mean[0]);
     bars.show(latents);
     reconstruction.src = dataUrl(answer.images[0]);
     find(panel, "[data-for=error]", HTMLElement).hidden = !answer.error_map;
     if (answer.error_map) error.src = dataUrl(answer.error_map[0]);
-    facts.replaceChildren(...judgement(answer));
+    facts.replaceChildren(...explain(answer));
     session.picture.set({ url: easel.toDataURL(), latents });
     const base64 = named ? "" : await toBase64(source);
     showRecipe(
@@ -54,9 +54,9 @@ export function describe(panel, session) {
         model.reference,
         [
           `image = ${named ? literal(source.name) : `base64.b64decode(${literal(base64)})`}`,
-          "numbers = client.encode(image).mean",
-          "again = client.reconstruct(image)",
-          "print(numbers, again.error, again.images.shape)",
+          "latents = client.encode(image).mean",
+          "reconstruction = client.reconstruct(image)",
+          "print(latents, reconstruction.error, reconstruction.images.shape)",
           ...(model.scored ? ["print(client.score(image, seed=0))"] : []),
         ],
         named ? [] : ["import base64"],
@@ -64,21 +64,21 @@ export function describe(panel, session) {
     );
   });
 
-  const drawn = newestWins(panel, signal, async () => look(await sketch.blob()));
+  const drawn = latestOnly(panel, signal, async () => look(await sketch.blob()));
   const sketch = new Sketch(easel, model, signal, drawn);
 
-  const show = newestWins(panel, signal, async (/** @type {File | Blob} */ source, ours = false) => {
+  const show = latestOnly(panel, signal, async (/** @type {File | Blob} */ source, fromModel = false) => {
     let picture;
     try {
       picture = await createImageBitmap(source);
     } catch {
-      picture = undefined; // the service reads formats that this browser may not, and says so otherwise
+      picture = undefined; // the service may read formats that this browser does not, and reports the others
     }
     if (picture) sketch.show(picture);
-    if (ours) sketch.learnColours();
+    if (fromModel) sketch.learnColours();
     await look(source);
   });
-  const sample = newestWins(panel, signal, async () => {
+  const sample = latestOnly(panel, signal, async () => {
     const query = { n: 1, seed };
     await show(await session.blob(session.to({ path: "sample", query, accept: "image/png" })), true);
   });
@@ -88,7 +88,7 @@ export function describe(panel, session) {
   file.addEventListener("change", () => {
     const [picked] = file.files ?? [];
     if (picked) show(picked);
-    file.value = ""; // the same file can be chosen again
+    file.value = ""; // so that the same file can be selected again
   }, { signal });
   button(panel, "clear").addEventListener("click", () => {
     sketch.clear();
@@ -101,7 +101,7 @@ export function describe(panel, session) {
   for (const [kind, over] of /** @type {[keyof HTMLElementEventMap, boolean][]} */ (
     [["dragover", true], ["dragleave", false], ["drop", false]]
   )) {
-    document.addEventListener(kind, (event) => { // wherever it falls: the browser would leave the page for it
+    document.addEventListener(kind, (event) => { // anywhere on the page, because the browser would open the file instead
       event.preventDefault();
       easel.classList.toggle("over", over);
     }, { signal });
@@ -115,26 +115,26 @@ export function describe(panel, session) {
   sample();
 }
 
-/** What /score or /reconstruct found out of the one image, in words. @param {any} answer */
-function judgement({ model, error, elbo, distortion, rate, p_value: p }) {
+/** The answer of /score or /reconstruct in words. @param {any} answer */
+function explain({ model, error, elbo, distortion, rate, p_value: p }) {
   const facts = [];
   if (p) {
     const share = (100 * p[0]).toPrecision(2).replace(/\.0$/, "");
     facts.push(fact("p-value", p[0].toPrecision(2), p[0] > UNUSUAL
-      ? `an ordinary picture: ${share} % of those it was tested on are as strange or stranger`
-      : `an anomaly: only ${share} % of those it was tested on are as strange`));
+      ? `ordinary: ${share} % of the validation images are at least as unusual`
+      : `an anomaly: only ${share} % of the validation images are as unusual`));
   }
   if (elbo) {
     facts.push(fact("Score", `${elbo[0].toFixed(0)} nats`,
-      `the ELBO: ${distortion[0].toFixed(0)} for what got lost, ${rate[0].toFixed(0)} for the numbers`));
+      `the ELBO: −${distortion[0].toFixed(0)} for the distortion, −${rate[0].toFixed(0)} for the rate`));
   }
-  facts.push(fact("Squared error", error[0].toFixed(4), "of a pixel between 0 and 1, on average"));
+  facts.push(fact("Squared error", error[0].toFixed(4), "the mean over all pixels, which lie between 0 and 1"));
   if (elbo && !p) facts.push(fact("p-value", "none", `${model} was published without a calibration`));
   return facts;
 }
 
 /** @param {string} name @param {string} value @param {string} meaning */
 function fact(name, value, meaning) {
-  const told = make("dd", {}, value, make("small", { textContent: meaning }));
-  return make("div", {}, make("dt", { textContent: name }), told);
+  const description = make("dd", {}, value, make("small", { textContent: meaning }));
+  return make("div", {}, make("dt", { textContent: name }), description);
 }

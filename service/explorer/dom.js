@@ -1,7 +1,7 @@
-/** Small words for the page's elements. */
+/** Short names for DOM operations. */
 
 /**
- * The one element of that kind; a page without it is broken, and says where.
+ * Find an element. Throws if the page lacks it.
  * @template {Element} E
  * @param {ParentNode} root
  * @param {string} selector
@@ -30,7 +30,7 @@ export function make(tag, properties = {}, ...children) {
 /** @param {ParentNode} root @param {string} name @returns {HTMLButtonElement} the button that does `name` */
 export const button = (root, name) => find(root, `button[data-do=${name}]`, HTMLButtonElement);
 
-/** Tells in a panel what went wrong; an empty sentence takes it back. @param {ParentNode} panel @param {string} sentence */
+/** Show an error in a panel; an empty sentence removes it. @param {ParentNode} panel @param {string} sentence */
 export function trouble(panel, sentence) {
   const line = find(panel, ".trouble", HTMLElement);
   line.textContent = sentence;

@@ -1,15 +1,15 @@
-/** The map of the latent space: thumbnails where their latents are; a probe that is decoded live. */
+/** The map of the latent space: thumbnails at their latents, and a probe that is decoded live. */
 
-import { Atlas, hue } from "./atlas.js";
+import { Thumbnails, hue } from "./thumbnails.js";
 import { Camera } from "./camera.js";
 import { button, find, make } from "./dom.js";
 import { nested } from "./model.js";
-import { newestWins } from "./newest.js";
+import { latestOnly } from "./latest.js";
 import { context, showBlob } from "./pictures.js";
 import { Plane } from "./plane.js";
 import { curl, literal, python, recipe } from "./recipe.js";
 
-const MOST_LATENTS = 64; // of longer ones the map tells the plane alone, or it would be megabytes
+const MOST_LATENTS = 64; // more would make the map's answer megabytes, so the page then loads the plane alone
 const STEP = 12; // pixels that an arrow key moves the probe by
 const KEYS = /** @type {Record<string, [number, number]>} */ ({
   ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP],
@@ -24,11 +24,12 @@ export function map(panel, session) {
   const found = find(panel, ".found", HTMLElement);
   const absent = find(panel, ".absent", HTMLElement);
   found.hidden = true;
+  find(panel, ".recipe", HTMLElement).replaceChildren(); // from the model before
   absent.hidden = model.mapped;
-  absent.textContent = `${model.reference} was published without a map, so there is nothing to walk on here. ` +
-    "vae-train complete publishes a version of it that has one.";
+  absent.textContent = `${model.reference} was published without a map. ` +
+    "vae-train complete publishes a version with one.";
   if (!model.mapped) return;
-  newestWins(panel, signal, async () => {
+  latestOnly(panel, signal, async () => {
     const [name, version] = model.reference.split("@");
     const path = `models/${name}/versions/${version}/map`;
     const query = /** @type {Record<string, string>} */ (model.size <= MOST_LATENTS ? { return: "latents" } : {});
@@ -36,7 +37,7 @@ export function map(panel, session) {
     const answer = await session.json({ path, query });
     const sheet = await createImageBitmap(await session.blob({ path, accept: "image/png" }));
     found.hidden = false;
-    open(panel, session, answer, new Atlas(sheet, answer, model.channels === 1));
+    open(panel, session, answer, new Thumbnails(sheet, answer, model.channels === 1));
   })();
 }
 
@@ -44,9 +45,9 @@ export function map(panel, session) {
  * @param {HTMLElement} panel
  * @param {import("./session.js").Session} session
  * @param {import("./plane.js").LatentMap} answer
- * @param {Atlas} atlas
+ * @param {Thumbnails} thumbnails
  */
-function open(panel, session, answer, atlas) {
+function open(panel, session, answer, thumbnails) {
   const { model, signal } = session;
   const canvas = find(panel, "canvas", HTMLCanvasElement);
   const picture = find(panel, "img", HTMLImageElement);
@@ -56,8 +57,8 @@ function open(panel, session, answer, atlas) {
   const darkness = matchMedia("(prefers-color-scheme: dark)");
   const names = answer.label_names ?? [];
   const showRecipe = recipe(panel);
-  /** @type {Set<number>} labels that stand out; all of them where there is none */
-  const standing = new Set();
+  /** @type {Set<number>} highlighted labels; empty: all */
+  const highlighted = new Set();
   let probe = plane.points[plane.nearest(camera.centre)];
   let drawing = false;
   let hovered = -1;
@@ -71,8 +72,8 @@ function open(panel, session, answer, atlas) {
     camera.size = { width, height };
     pen.setTransform(sharp, 0, 0, sharp, 0, 0);
     pen.clearRect(0, 0, width, height);
-    scatter(pen, camera, plane, atlas, standing);
-    if (hovered >= 0) enlarge(pen, camera, plane, atlas, hovered, names);
+    scatter(pen, camera, plane, thumbnails, highlighted);
+    if (hovered >= 0) enlarge(pen, camera, plane, thumbnails, hovered, names);
     if (session.picture.value) ring(pen, camera.pixel(plane.place(session.picture.value.latents)), "5 4");
     ring(pen, camera.pixel(probe), "");
   };
@@ -81,17 +82,17 @@ function open(panel, session, answer, atlas) {
     drawing = true;
   };
 
-  const decode = newestWins(panel, signal, async () => {
+  const decode = latestOnly(panel, signal, async () => {
     const latents = [nested(plane.latents(probe), model.shape)];
     const call = session.to({ path: "decode", json: { latents }, accept: "image/png" });
     showBlob(picture, await session.blob(call));
     const label = answer.labels?.[plane.nearest(probe)] ?? -1;
-    find(panel, "[data-is=nearest]", HTMLElement).textContent = label < 0 ? "" : `The nearest picture is a “${names[label]}”.`;
+    find(panel, "[data-is=nearest]", HTMLElement).textContent = label < 0 ? "" : `The nearest image is a “${names[label]}”.`;
     showRecipe(
       [curl(call, "decoded.png")],
       python(
         model.reference,
-        [`numbers = np.array(${literal(latents)}, np.float32)`, "image = client.decode(numbers)[0]", "print(image.shape)"],
+        [`latents = np.array(${literal(latents)}, np.float32)`, "image = client.decode(latents)[0]", "print(image.shape)"],
         ["import numpy as np"],
       ),
     );
@@ -135,8 +136,8 @@ function open(panel, session, answer, atlas) {
   button(panel, "farther").addEventListener("click", () => magnify(1 / ZOOM), { signal });
   button(panel, "whole").addEventListener("click", () => { camera.reset(); redraw(); }, { signal });
   const tint = () => {
-    atlas.tint(darkness.matches);
-    legend(find(panel, ".legend", HTMLElement), names, darkness.matches, standing, redraw);
+    thumbnails.tint(darkness.matches);
+    legend(find(panel, ".legend", HTMLElement), names, darkness.matches, highlighted, redraw);
     redraw();
   };
   darkness.addEventListener("change", tint, { signal });
@@ -147,25 +148,24 @@ function open(panel, session, answer, atlas) {
 
   const share = answer.variance.reduce((a, b) => a + b);
   find(panel, "[data-is=share]", HTMLElement).textContent =
-    `The two directions of this map hold ${Math.round(100 * share)} % of how the pictures differ; ` +
-    "the rest of the space lies above and below it.";
+    `The two directions of this map explain ${Math.round(100 * share)} % of the variance of the latents.`;
   tint();
   decode();
 }
 
 /**
- * Thumbnails where there is room for them, and dots for the others; those that shall stand out come first.
+ * Draw thumbnails where there is room, and dots for the others. Highlighted ones come first.
  * @param {CanvasRenderingContext2D} pen
  * @param {Camera} camera
  * @param {Plane} plane
- * @param {Atlas} atlas
- * @param {Set<number>} standing
+ * @param {Thumbnails} thumbnails
+ * @param {Set<number>} highlighted
  */
-function scatter(pen, camera, plane, atlas, standing) {
+function scatter(pen, camera, plane, thumbnails, highlighted) {
   const { width, height } = camera.size;
   const side = Math.min(56, 22 * Math.sqrt(Math.max(1, camera.zoom)));
   const taken = new Set();
-  const dim = (/** @type {number} */ index) => standing.size > 0 && !standing.has(atlas.labels[index]);
+  const dim = (/** @type {number} */ index) => highlighted.size > 0 && !highlighted.has(thumbnails.labels[index]);
   const order = plane.points.map((_, index) => index).sort((a, b) => Number(dim(a)) - Number(dim(b)));
   for (const index of order) {
     const [x, y] = camera.pixel(plane.points[index]);
@@ -174,10 +174,10 @@ function scatter(pen, camera, plane, atlas, standing) {
     const spot = `${Math.round(x / side)} ${Math.round(y / side)}`;
     if (!taken.has(spot)) {
       taken.add(spot);
-      atlas.draw(pen, index, x, y, side);
+      thumbnails.draw(pen, index, x, y, side);
     } else {
       pen.globalAlpha *= 0.35;
-      pen.fillStyle = hue(atlas.labels[index], atlas.count, Boolean(atlas.dark));
+      pen.fillStyle = hue(thumbnails.labels[index], thumbnails.count, Boolean(thumbnails.dark));
       pen.fillRect(x - 1, y - 1, 2, 2);
     }
   }
@@ -185,17 +185,17 @@ function scatter(pen, camera, plane, atlas, standing) {
 }
 
 /**
- * One thumbnail, large enough to see what it is.
+ * Draw one thumbnail enlarged, with its label.
  * @param {CanvasRenderingContext2D} pen
  * @param {Camera} camera
  * @param {Plane} plane
- * @param {Atlas} atlas
+ * @param {Thumbnails} thumbnails
  * @param {number} index
  * @param {string[]} names of the labels
  */
-function enlarge(pen, camera, plane, atlas, index, names) {
+function enlarge(pen, camera, plane, thumbnails, index, names) {
   const [x, y] = camera.pixel(plane.points[index]);
-  const name = names[atlas.labels[index]] ?? "";
+  const name = names[thumbnails.labels[index]] ?? "";
   const [width, height] = [ENLARGED + 12, ENLARGED + (name ? 32 : 12)];
   const left = Math.min(Math.max(4, x - width / 2), camera.size.width - width - 4);
   const top = y - height - 22 < 4 ? y + 22 : y - height - 22;
@@ -208,7 +208,7 @@ function enlarge(pen, camera, plane, atlas, index, names) {
   pen.fill();
   pen.stroke();
   pen.imageSmoothingEnabled = false;
-  atlas.draw(pen, index, left + width / 2, top + 6 + ENLARGED / 2, ENLARGED);
+  thumbnails.draw(pen, index, left + width / 2, top + 6 + ENLARGED / 2, ENLARGED);
   pen.imageSmoothingEnabled = true;
   pen.fillStyle = style.getPropertyValue("--ink");
   pen.font = `14px ${style.fontFamily}`;
@@ -234,21 +234,21 @@ function ring(pen, [x, y], dashes) {
 }
 
 /**
- * The labels; pressing one makes its pictures stand out.
+ * The labels as buttons that highlight their images.
  * @param {HTMLElement} place
  * @param {string[]} names
  * @param {boolean} dark
- * @param {Set<number>} standing
+ * @param {Set<number>} highlighted
  * @param {() => void} changed
  */
-function legend(place, names, dark, standing, changed) {
+function legend(place, names, dark, highlighted, changed) {
   place.replaceChildren(...names.map((name, label) => {
     const spot = make("span", { className: "spot" });
     spot.style.background = hue(label, names.length, dark);
-    const press = make("button", { type: "button", ariaPressed: String(standing.has(label)) }, spot, name);
+    const press = make("button", { type: "button", ariaPressed: String(highlighted.has(label)) }, spot, name);
     press.addEventListener("click", () => {
-      if (!standing.delete(label)) standing.add(label);
-      press.ariaPressed = String(standing.has(label));
+      if (!highlighted.delete(label)) highlighted.add(label);
+      press.ariaPressed = String(highlighted.has(label));
       changed();
     });
     return press;
@@ -256,7 +256,7 @@ function legend(place, names, dark, standing, changed) {
 }
 
 /**
- * One pointer looks or moves, two move and zoom, as does the wheel with Ctrl (which is what pinching on a trackpad sends).
+ * Handle pointers: one looks or pans, two pan and zoom. The wheel with Ctrl, which a trackpad sends for a pinch, zooms.
  * @param {HTMLCanvasElement} canvas
  * @param {AbortSignal} signal
  * @param {{

@@ -1,4 +1,4 @@
-/** What the page must know of a model. */
+/** The properties of a model that the page uses. */
 
 /**
  * @typedef {object} Model
@@ -7,13 +7,13 @@
  * @property {number} width
  * @property {number} channels 1 or 3
  * @property {number[]} shape of the latents of one image
- * @property {number} size how many numbers those are
- * @property {number[]} kl nats that each number carries on average; empty if nobody measured it
- * @property {string[]} labels names of the classes; empty without any
- * @property {string[]} priors what it samples from, where there is a choice; the usual one first
- * @property {boolean} scored whether it says how likely an image is
- * @property {boolean} mapped whether it brings a map
- * @property {number} rows how many images or latents one request may have
+ * @property {number} size number of latents of one image
+ * @property {number[]} kl mean KL of each latent in nats; empty if not measured
+ * @property {string[]} labels names of the classes; may be empty
+ * @property {string[]} priors to select from, the default first; empty with only one
+ * @property {boolean} scored whether it has a likelihood, which /score needs
+ * @property {boolean} mapped whether it has a map
+ * @property {number} rows most images or latents of one request
  */
 
 /** @param {any} answer of GET /models/{name}/versions/{version} @returns {Model} */
@@ -35,14 +35,14 @@ export function describe({ model, manifest, limits }) {
   };
 }
 
-/** What may be asked for besides the usual, which comes first. @param {any} manifest @returns {string[]} */
+/** The priors to select from, the default first. @param {any} manifest @returns {string[]} */
 function priorsOf({ prior, files }) {
   if (prior?.kind === "gmm") return ["mixture", "normal"];
   if (prior?.kind !== "flow") return [];
   return files["prior.npz"] ? ["flow", "mixture", "normal"] : ["flow", "normal"];
 }
 
-/** The `count` latent dimensions that carry most, the strongest first. @param {Model} model @param {number} count */
+/** The `count` latent dimensions with the highest KL, highest first. @param {Model} model @param {number} count */
 export function strongest({ size, kl }, count) {
   const order = Array.from({ length: size }, (_, index) => index);
   if (kl.length === size) order.sort((a, b) => kl[b] - kl[a]);
@@ -50,7 +50,7 @@ export function strongest({ size, kl }, count) {
 }
 
 /**
- * Flat numbers as the nested lists that the service takes: four digits are more than anyone sees.
+ * Flat latents as nested lists for the service. Four digits are enough for any visible difference.
  * @param {ArrayLike<number>} numbers
  * @param {number[]} shape
  * @returns {unknown}
@@ -64,5 +64,5 @@ export function nested(numbers, shape) {
   return lists;
 }
 
-/** @param {unknown} lists nested as the service answers them @returns {number[]} flat */
+/** @param {unknown} lists nested, as in the service's answers @returns {number[]} flat */
 export const flat = (lists) => /** @type {number[]} */ (/** @type {unknown[]} */ (lists).flat(Infinity));

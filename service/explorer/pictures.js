@@ -1,11 +1,11 @@
 /** Image files between the service, <img> and <canvas>. */
 
-/** @param {string} base64 a PNG as the service answers it in JSON */
+/** @param {string} base64 a PNG from a JSON answer */
 export const dataUrl = (base64) => `data:image/png;base64,${base64}`;
 
 /** @param {string} base64 @returns {Blob} */
 export function pngBlob(base64) {
-  return new Blob([Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0))], { type: "image/png" });
+  return new Blob([Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))], { type: "image/png" });
 }
 
 /** @param {Blob} blob @returns {Promise<string>} its bytes in base64 */
@@ -16,14 +16,14 @@ export async function toBase64(blob) {
   return btoa(text);
 }
 
-/** @param {HTMLImageElement} image @param {Blob} blob shown in it, and let go of when something else is */
+/** @param {HTMLImageElement} image @param {Blob} blob is shown, and released when another replaces it */
 export function showBlob(image, blob) {
   const before = image.src;
   image.src = URL.createObjectURL(blob);
   if (before.startsWith("blob:")) URL.revokeObjectURL(before);
 }
 
-/** Pictures side by side. @param {HTMLCanvasElement} canvas @param {ImageBitmap[]} frames @param {{ width: number, height: number }} size of one */
+/** Draw images side by side. @param {HTMLCanvasElement} canvas @param {ImageBitmap[]} frames @param {{ width: number, height: number }} size of one */
 export function film(canvas, frames, { width, height }) {
   Object.assign(canvas, { width: width * frames.length, height });
   const strip = context(canvas);

@@ -1,11 +1,11 @@
-/** The plane of the latent space that the map shows: from latents to places on it, and back. */
+/** The map's plane in the latent space: latents to places on it, and back. */
 
 /**
- * What GET /models/{name}/map answers.
+ * The answer of GET /models/{name}/map.
  * @typedef {object} LatentMap
  * @property {number[]} mean [d]
  * @property {[number[], number[]]} components [2][d], orthonormal
- * @property {[number, number]} variance share along each
+ * @property {[number, number]} variance explained by each component
  * @property {[number, number][]} points [n]
  * @property {number[] | null} labels [n]
  * @property {string[] | null} label_names
@@ -15,7 +15,7 @@
 
 import { flat } from "./model.js";
 
-const REACH = 1.5; // of the mean spacing of the points: how far each lends its character to its surroundings
+const REACH = 1.5; // radius in which an image influences the decoded latents, in mean spacings of the points
 
 export class Plane {
   /** @param {LatentMap} map */
@@ -32,14 +32,14 @@ export class Plane {
     };
     const { left, right, bottom, top } = this.bounds;
     this.spacing = Math.sqrt(((right - left) * (top - bottom)) / points.length) || 1;
-    // What each picture has beside its place on the plane.
+    // The part of each image's latents that the plane does not show.
     this.rests = latents?.map((each, index) => {
       const place = this.#flat(points[index]);
       return flat([each]).map((number, dimension) => number - place[dimension]);
     });
   }
 
-  /** @param {number[]} latents @returns {[number, number]} the place nearest to them */
+  /** @param {number[]} latents @returns {[number, number]} the nearest place */
   place(latents) {
     const [x, y] = this.components.map((component) =>
       component.reduce((sum, weight, index) => sum + weight * (latents[index] - this.mean[index]), 0));
@@ -47,8 +47,8 @@ export class Plane {
   }
 
   /**
-   * The latents of a place. The plane alone is a blurred average; so each picture near the place adds what it
-   * has beside the plane, the nearest most, and the way from one to the other is without a jump.
+   * The latents of a place. The plane alone decodes to a blurred average, so images near the place add their
+   * offset from the plane, weighted so that the result is continuous.
    * @param {[number, number]} place
    * @returns {number[]}
    */
@@ -67,7 +67,7 @@ export class Plane {
     return found;
   }
 
-  /** The picture nearest to a place. @param {[number, number]} place @returns {number} its number */
+  /** The image nearest to a place. @param {[number, number]} place @returns {number} its index */
   nearest([x, y]) {
     let [best, least] = [0, Infinity];
     this.points.forEach((point, index) => {

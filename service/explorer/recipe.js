@@ -1,11 +1,11 @@
-/** For every view, the curl and the Python that give the same; both can be copied. */
+/** The curl command and the Python program that do the same as a panel. */
 
 import { address, apiKey } from "./api.js";
 import { find, make } from "./dom.js";
 
 /** @typedef {import("./api.js").Call} Call */
 
-/** @param {ParentNode} panel @returns {(curl: string[], python: string) => void} shows another recipe */
+/** @param {ParentNode} panel @returns {(curl: string[], python: string) => void} replaces the recipe */
 export function recipe(panel) {
   const [curlText, pythonText] = [make("code"), make("code")];
   const details = make("details", {}, make("summary", { textContent: "The same with curl and Python" }));
@@ -24,7 +24,7 @@ export function recipe(panel) {
 /**
  * The command line that sends this call.
  * @param {Call} call
- * @param {string} [output] file for the answer, which is printed otherwise
+ * @param {string} [output] file for the answer; printed without one
  */
 export function curl(call, output) {
   const parts = [quoted(address(call))];
@@ -36,14 +36,14 @@ export function curl(call, output) {
   return `curl ${parts.join(" \\\n  ")}`;
 }
 
-/** The command line that makes a file. @param {string} name @param {string} base64 its bytes */
+/** The command line that writes a file. @param {string} name @param {string} base64 its bytes */
 export const saved = (name, base64) => `echo ${base64} | base64 -d > ${quoted(name)}`;
 
 /**
- * A program with the repository's client.
+ * A program that uses vaeserve's client.
  * @param {string} model name@version
- * @param {string[]} lines with `client`
- * @param {string[]} [imports] besides the client's
+ * @param {string[]} lines that use `client`
+ * @param {string[]} [imports] in addition to the client
  */
 export function python(model, lines, imports = []) {
   const url = new URL(".", document.baseURI).href.replace(/\/$/, "");
@@ -59,25 +59,25 @@ export function python(model, lines, imports = []) {
   ].join("\n");
 }
 
-/** JSON's strings and numbers are Python's as well. @param {unknown} value */
+/** A Python literal: JSON's strings and numbers are valid Python. @param {unknown} value */
 export const literal = (value) => JSON.stringify(value);
 
-/** For a POSIX shell. @param {string} text */
+/** Quote for a POSIX shell. @param {string} text */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** @param {string} name @param {HTMLElement} text */
 function copier(name, text) {
   const press = make("button", { type: "button", className: "quiet", textContent: "Copy", ariaLabel: `Copy the ${name}` });
-  const said = make("span", { role: "status" });
+  const status = make("span", { role: "status" });
   press.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(text.textContent ?? "");
-      said.textContent = "Copied ";
+      status.textContent = "Copied ";
     } catch {
       getSelection()?.selectAllChildren(text); // no clipboard outside of https and localhost
-      said.textContent = "Selected: press Ctrl+C or ⌘C ";
+      status.textContent = "Selected: press Ctrl+C or ⌘C ";
     }
-    setTimeout(() => { said.textContent = ""; }, 4000);
+    setTimeout(() => { status.textContent = ""; }, 4000);
   });
-  return make("span", {}, said, press);
+  return make("span", {}, status, press);
 }

@@ -1,4 +1,4 @@
-/** One model on the page: what all panels share, until another model is chosen. */
+/** The state that the panels of one model share. */
 
 import { send } from "./api.js";
 
@@ -6,13 +6,13 @@ import { send } from "./api.js";
 /** @typedef {import("./model.js").Model} Model */
 
 /**
- * A picture that was encoded.
+ * An encoded image.
  * @typedef {object} Encoded
- * @property {string} url of the picture
+ * @property {string} url of the image
  * @property {number[]} latents flat
  */
 
-/** A value that others watch. @template T */
+/** An observable value. @template T */
 export class Shared {
   /** @type {T | undefined} */
   value;
@@ -32,11 +32,11 @@ export class Shared {
 }
 
 export class Session {
-  /** @type {Shared<Encoded>} what is described, turned and looked for on the map */
+  /** @type {Shared<Encoded>} the image that the panels describe, traverse and show on the map */
   picture = new Shared();
-  /** @type {Shared<Encoded[]>} what hangs on the wall */
+  /** @type {Shared<Encoded[]>} the current samples */
   samples = new Shared();
-  /** @type {Shared<Blob>} a picture that shall be described */
+  /** @type {Shared<Blob>} an image to describe next */
   chosen = new Shared();
 
   /** @param {Model} model @param {AbortSignal} signal */
@@ -45,7 +45,7 @@ export class Session {
     this.signal = signal;
   }
 
-  /** The call, to this model. @param {Call} call @returns {Call} */
+  /** Address a call to this model. @param {Call} call @returns {Call} */
   to(call) {
     return { ...call, query: { model: this.model.reference, ...call.query } };
   }

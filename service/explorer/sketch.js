@@ -1,20 +1,20 @@
-/** A canvas to draw on with finger, pen or mouse; it also shows the picture that one did not draw. */
+/** A canvas to draw on with a finger, pen or mouse. It also shows images from elsewhere. */
 
 import { context } from "./pictures.js";
 
-const SIDE = 280; // the longer one, in canvas pixels
-const PEN = 0.075; // of the longer side: a stroke of two pixels in a picture of 28
+const SIDE = 280; // the longer side, in canvas pixels
+const PEN = 0.075; // share of the longer side: a stroke of two pixels in an image of 28
 
 export class Sketch {
   ground = "#000000";
   ink = "#ffffff";
-  #fresh = true; // the next stroke begins a new picture
+  #fresh = true; // the next stroke starts a new drawing
 
   /**
    * @param {HTMLCanvasElement} canvas
    * @param {import("./model.js").Model} model
    * @param {AbortSignal} signal
-   * @param {() => void} changed called with every stroke's every piece
+   * @param {() => void} changed called for every part of a stroke
    */
   constructor(canvas, model, signal, changed) {
     const scale = SIDE / Math.max(model.width, model.height);
@@ -41,14 +41,14 @@ export class Sketch {
     }, { signal });
   }
 
-  /** An empty ground. */
+  /** Fill with the background. */
   clear() {
     this.context.fillStyle = this.ground;
     this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
   }
 
   /**
-   * Shows a picture, whole; the next stroke replaces it. Ground and ink become those of the picture.
+   * Show a whole image; the next stroke replaces it.
    * @param {ImageBitmap} picture
    */
   show(picture) {
@@ -61,12 +61,12 @@ export class Sketch {
     this.#fresh = true;
   }
 
-  /** Takes the colour of the picture's rim for the ground, and for the ink what stands out from it. */
+  /** Take the background from the image's border, and a contrasting ink. */
   learnColours() {
     const { width, height } = this.canvas;
-    const rim = [[0, 0, width, 1], [0, height - 1, width, 1], [0, 0, 1, height], [width - 1, 0, 1, height]];
+    const border = [[0, 0, width, 1], [0, height - 1, width, 1], [0, 0, 1, height], [width - 1, 0, 1, height]];
     const sums = [0, 0, 0, 0];
-    for (const [x, y, w, h] of rim) {
+    for (const [x, y, w, h] of border) {
       this.context.getImageData(x, y, w, h).data.forEach((value, index) => { sums[index % 4] += value; });
     }
     const pixels = 2 * (width + height);
@@ -75,7 +75,7 @@ export class Sketch {
     this.ink = red + green + blue < 3 * 128 ? "#ffffff" : "#000000";
   }
 
-  /** @returns {Promise<Blob>} what is drawn, as a PNG */
+  /** @returns {Promise<Blob>} the drawing as a PNG */
   blob() {
     return new Promise((resolve, reject) => {
       this.canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the canvas gives no PNG"))));

@@ -1,4 +1,4 @@
-"""The explorer in a real Chromium: a page that notes every request and every complaint."""
+"""The explorer in Chromium, with a record of every request and every console message."""
 
 import os
 import shutil
@@ -14,27 +14,27 @@ from tests.checkout import ROOT
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    "--no-sandbox",  # root, as in containers, has none
+    "--no-sandbox",  # Chromium has no sandbox for root, as in containers
     "--disable-gpu",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
 )
-# Kept as output of CI, so that people can look at what the tests saw.
+# CI keeps these for people to look at.
 SCREENSHOTS = Path(os.environ.get("VAESERVE_SCREENSHOTS", ROOT / "screenshots"))
 DESKTOP = (1280, 900)
 PHONE = (390, 844)
 
 
 def program() -> str | None:
-    """Where the browser is, if there is one."""
+    """The path of the browser, if one is installed."""
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Headless, with a new profile that is removed afterwards."""
+    """A headless browser with a temporary profile."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program(), args=FLAGS)
         try:
@@ -44,7 +44,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visit:
-    """One page of the explorer: what it asked for, what it complained about, what is shown."""
+    """One page of the explorer, with its requests and its errors."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
@@ -61,15 +61,15 @@ class Visit:
         page.on("requestfailed", self._ended)
 
     def open(self) -> "Visit":
-        """Until all panels have something to show."""
+        """Load the page and wait until all panels show something."""
         self.page.goto(self.url)
-        self.page.locator("#wall li").first.wait_for()
-        self.page.locator("#knobs img[src]").wait_for()
+        self.page.locator("#samples li").first.wait_for()
+        self.page.locator("#traverse img[src]").wait_for()
         self.settle()
         return self
 
     def settle(self) -> None:
-        """Until nothing is asked for any more, for a while in which the page can have a new wish."""
+        """Wait until no request has been in flight for a while."""
         quiet = 0
         deadline = time.monotonic() + 60
         while quiet < 3:
@@ -78,7 +78,7 @@ class Visit:
             quiet = 0 if any(self.in_flight.values()) else quiet + 1
 
     def foreign(self) -> list[str]:
-        """What was asked of others than the service."""
+        """The requests to other hosts than the service."""
         return [each for each in self.asked if not each.startswith((self.url, "data:", "blob:"))]
 
     def screenshot(self, name: str, selector: str = "body") -> None:

@@ -1,4 +1,4 @@
-"""A service, a browser, and a page in it that must neither complain nor ask anybody else."""
+"""A service, a browser, and pages that must neither log errors nor send requests to other hosts."""
 
 import os
 
@@ -14,7 +14,7 @@ def browser():
     if program() is None:
         reason = "needs Chromium: apt-get install chromium"
         if os.environ.get("CI"):
-            pytest.fail(f"CI must look at the explorer: {reason}")
+            pytest.fail(f"CI must test the explorer: {reason}")
         pytest.skip(reason)
     with chromium() as started:
         yield started
@@ -22,14 +22,14 @@ def browser():
 
 @pytest.fixture(scope="session")
 def explored(tmp_path_factory):
-    """The URL of a service with a model that has everything, and one that has next to nothing."""
+    """The URL of a service with a complete model and a minimal one."""
     with live.serving(make_repository(tmp_path_factory.mktemp("explored"))) as url:
         yield f"{url}/"
 
 
 @pytest.fixture
 def visiting(browser, explored):
-    """Opens the page in a new window; at the end none of them may have complained or asked anybody else."""
+    """Open the page in a new window; at the end check its errors and requests."""
     visits, windows = [], []
 
     def visit(size=DESKTOP, scheme="light", url=explored):

@@ -1,4 +1,4 @@
-"""Each panel of the explorer, used as a person would, in a real browser, on a real service."""
+"""Each panel of the explorer, used in a real browser with a real service."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ def shown(visit, selector):
 
 
 def changes(visit, selector, act):
-    """Whether the picture is another one after the act."""
+    """Whether the action changes the image."""
     before = shown(visit, selector)
     act()
     visit.settle()
@@ -57,7 +57,7 @@ def changes(visit, selector, act):
 
 
 def copied(visit, panel, language):
-    """The recipe, as it comes from the clipboard."""
+    """The recipe, copied through the clipboard."""
     section = visit.page.locator(f"#{panel}")
     if section.locator("details").get_attribute("open") is None:
         section.locator("summary").click()
@@ -76,6 +76,10 @@ def run(folder, program, *arguments):
     return done.stdout
 
 
+def run_curl(folder, code):
+    return run(folder, "bash", "-euo", "pipefail", "-c", code.replace("curl ", "curl -fsS "))
+
+
 def draw(visit, *points):
     """A stroke on the easel through points in its units, 0…1."""
     easel = visit.page.locator("#easel")
@@ -92,13 +96,13 @@ def draw(visit, *points):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("device", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
-def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, device, size, scheme):
+def test_page_shows_all_panels_and_is_accessible(visiting, device, size, scheme):
     visit = visiting(size, scheme).open()
     page = visit.page
     visit.screenshot(f"{device}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
-    assert page.locator("#wall li").count() == 48
-    assert shown(visit, "#wander canvas").std() > 10
+    assert page.locator("#samples li").count() == 48
+    assert shown(visit, "#walk canvas").std() > 10
     assert shown(visit, "[data-is=reconstruction]").std() > 10
     for summary in page.locator("summary").all():
         summary.click()
@@ -106,7 +110,7 @@ def test_there_is_something_to_see_at_once_and_everybody_can_read_it(visiting, d
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_path):
+def test_drawing_is_described_and_its_recipe_gives_the_same(visit, tmp_path):
     facts = visit.page.locator("#describe .facts")
     assert changes(
         visit,
@@ -117,14 +121,7 @@ def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_pa
     p = facts.locator("dd").first.evaluate("dd => dd.firstChild.textContent")
     assert 0 < float(p) <= 1
     assert shown(visit, "[data-is=error]").std() > 0
-    said = run(
-        tmp_path,
-        "bash",
-        "-euo",
-        "pipefail",
-        "-c",
-        copied(visit, "describe", "curl").replace("curl ", "curl -fsS "),
-    )
+    said = run_curl(tmp_path, copied(visit, "describe", "curl"))
     encoded, scored = said.replace("}{", "}\n{").splitlines()
     assert len(json.loads(encoded)["mean"][0]) == 32
     assert f"{json.loads(scored)['p_value'][0]:.2g}" == f"{float(p):.2g}"
@@ -137,7 +134,7 @@ def test_a_drawing_is_described_and_the_commands_shown_do_the_same(visit, tmp_pa
     assert shown(visit, "#easel").std() == 0
 
 
-def test_a_file_is_described_and_a_wrong_one_is_explained(visit, explored, tmp_path):
+def test_file_is_described_and_an_invalid_one_is_explained(visit, explored, tmp_path):
     sample = httpx.get(f"{explored}sample?n=1&seed=11", headers={"Accept": "image/png"}).content
     (tmp_path / "digit.png").write_bytes(sample)
     (tmp_path / "text.png").write_text("this is no picture")
@@ -162,7 +159,7 @@ def test_a_file_is_described_and_a_wrong_one_is_explained(visit, explored, tmp_p
     assert "@'dropped.png'" in copied(visit, "describe", "curl")
 
 
-def test_the_map_is_walked_on_with_pointer_and_keys(visit):
+def test_map_follows_pointer_and_keys(visit):
     page = visit.page
     area = page.locator("#map canvas")
 
@@ -180,7 +177,7 @@ def test_the_map_is_walked_on_with_pointer_and_keys(visit):
     visit.most_in_flight.clear()
     assert changes(visit, "#map img", drag)
     assert visit.most_in_flight["decode"] == 1
-    expect(page.locator("#map figcaption")).to_contain_text("The nearest picture is a")
+    expect(page.locator("#map figcaption")).to_contain_text("The nearest image is a")
     assert "decode?model=mnist%401" in copied(visit, "map", "curl")
 
     page.mouse.move(*place(0.4, 0.5))  # hovering enlarges what is there
@@ -206,9 +203,9 @@ def test_the_map_is_walked_on_with_pointer_and_keys(visit):
     np.testing.assert_array_equal(shown(visit, "#map img"), before)
 
 
-def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
+def test_slider_changes_the_image_with_one_request_in_flight(visit, tmp_path):
     page = visit.page
-    slider = page.locator("#knobs input").first
+    slider = page.locator("#traverse input").first
     box = slider.bounding_box()
 
     def slide():
@@ -221,25 +218,25 @@ def test_a_slider_turns_the_picture_one_request_at_a_time(visit, tmp_path):
 
     assert box["height"] >= 24
     visit.most_in_flight.clear()
-    assert changes(visit, "#knobs img", slide)
+    assert changes(visit, "#traverse img", slide)
     assert visit.most_in_flight["decode"] == 1
-    assert float(page.locator("#knobs output").first.text_content()) > 2.5
-    run(tmp_path, "bash", "-euc", copied(visit, "knobs", "curl"))
+    assert float(page.locator("#traverse output").first.text_content()) > 2.5
+    run_curl(tmp_path, copied(visit, "traverse", "curl"))
     np.testing.assert_array_equal(
-        pixels((tmp_path / "decoded.png").read_bytes()), shown(visit, "#knobs img")
+        pixels((tmp_path / "decoded.png").read_bytes()), shown(visit, "#traverse img")
     )  # the newest position won
     slider.focus()
-    assert changes(visit, "#knobs img", lambda: page.keyboard.press("Home"))
+    assert changes(visit, "#traverse img", lambda: page.keyboard.press("Home"))
     back = page.get_by_role("button", name="Back to the picture")
-    assert changes(visit, "#knobs img", back.click)
+    assert changes(visit, "#traverse img", back.click)
 
 
-def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
+def test_samples_follow_seed_temperature_and_label(visit, tmp_path):
     page = visit.page
     seed = page.get_by_label("Seed", exact=True)
 
     def hanging():
-        return page.locator("#wall img").evaluate_all("images => images.map(image => image.src)")
+        return page.locator("#samples img").evaluate_all("images => images.map(image => image.src)")
 
     def choose(act):
         act()
@@ -253,35 +250,71 @@ def test_the_wall_obeys_seed_temperature_and_label(visit, tmp_path):
     assert seed.input_value() != "7"
     choose(lambda: seed.fill("7"))
     assert choose(lambda: page.get_by_label("Temperature").fill("0.3")) != before
-    run(tmp_path, "bash", "-euc", copied(visit, "wall", "curl"))
+    run_curl(tmp_path, copied(visit, "samples", "curl"))
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.width > 6 * 28
     seed.fill("-1")  # is not sent
     assert hanging() == choose(lambda: None)
-    assert changes(visit, "[data-is=reconstruction]", page.locator("#wall button").nth(2).click)
+    assert changes(visit, "[data-is=reconstruction]", page.locator("#samples button").nth(2).click)
 
 
-def test_the_way_between_two_is_scrubbed(visit, tmp_path):
+def test_interpolation_follows_its_slider(visit, tmp_path):
     page = visit.page
-    ends = page.locator("#between fieldset")
+    ends = page.locator("#interpolate fieldset")
     ends.nth(1).get_by_role("radio").nth(3).focus()
-    screen = "#between [data-is=numbers]"
+    screen = "#interpolate [data-is=numbers]"
     assert changes(visit, screen, lambda: page.keyboard.press("ArrowRight"))
     scrubber = page.get_by_label("How far")
     scrubber.focus()
     assert changes(visit, screen, lambda: page.keyboard.press("Home"))
     start = shown(visit, screen)
-    np.testing.assert_array_equal(start, shown(visit, "#between [data-is=pixels]"))
+    np.testing.assert_array_equal(start, shown(visit, "#interpolate [data-is=pixels]"))
     assert changes(visit, screen, lambda: page.keyboard.press("End"))
     scrubber.fill("12")
-    assert (shown(visit, screen) != shown(visit, "#between [data-is=pixels]")).any()
-    visit.screenshot("between", "#between")
-    run(tmp_path, "bash", "-euc", copied(visit, "between", "curl"))
-    with Image.open(tmp_path / "between.gif") as film:
+    assert (shown(visit, screen) != shown(visit, "#interpolate [data-is=pixels]")).any()
+    visit.screenshot("interpolate", "#interpolate")
+    run_curl(tmp_path, copied(visit, "interpolate", "curl"))
+    with Image.open(tmp_path / "interpolation.gif") as film:
         assert film.n_frames > 2
 
 
-def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):
+@pytest.mark.parametrize("model", ["mnist@1", "colour@1"])
+def test_every_recipe_runs(visit, tmp_path, model):
+    page = visit.page
+    page.locator("#model").select_option(label=model)
+    visit.settle()
+    panels = page.locator("section:has(.recipe summary:visible)").evaluate_all(
+        "all => all.map(each => each.id)"
+    )
+    assert len(panels) == (5 if model == "mnist@1" else 4)  # colour@1 has no map
+    for panel in panels:
+        assert page.locator(f"#{panel} .trouble").text_content() == ""
+        run_curl(tmp_path, copied(visit, panel, "curl"))
+        assert run(tmp_path, sys.executable, "-c", copied(visit, panel, "Python"))
+
+
+def test_recipes_follow_the_controls(visit, explored, tmp_path):
+    page = visit.page
+    sample = httpx.get(f"{explored}sample?n=1&seed=11", headers={"Accept": "image/png"}).content
+    (tmp_path / "it's a digit.png").write_bytes(sample)
+    page.locator("#file").set_input_files(tmp_path / "it's a digit.png")
+    page.locator("[name=label]").select_option("7")
+    page.locator("[name=prior]").select_option("mixture")
+    page.locator("[name=method]").select_option("lerp")
+    visit.settle()
+    expected = {
+        "describe": "it's a digit.png",
+        "samples": 'label="7", prior="mixture"',
+        "interpolate": '"lerp"',
+    }
+    for panel, text in expected.items():
+        run_curl(tmp_path, copied(visit, panel, "curl"))
+        code = copied(visit, panel, "Python")
+        assert text in code
+        run(tmp_path, sys.executable, "-c", code)
+
+
+def test_selecting_another_model_explains_what_it_lacks(visit):
     page = visit.page
     page.locator("#model").select_option(label="colour@1")
     visit.settle()
@@ -296,7 +329,7 @@ def test_another_model_is_chosen_and_what_it_lacks_is_said(visit):
     expect(page.locator("#map canvas")).to_be_visible()
 
 
-def test_everything_can_be_reached_by_keyboard(visit):
+def test_every_control_is_reachable_by_keyboard(visit):
     page = visit.page
     page.evaluate("document.body.focus()")
     wanted = page.evaluate(
@@ -317,12 +350,12 @@ def test_everything_can_be_reached_by_keyboard(visit):
                 return [window.reached.indexOf(element), getComputedStyle(outlined).outlineStyle !== "none"];
             }"""
         )
-        assert seen[1], f"one cannot see that element {seen[0]} has the focus"
+        assert seen[1], f"the focus of element {seen[0]} is invisible"
         reached.add(seen[0])
     assert len(reached - {""}) == wanted
 
 
-def test_a_service_with_keys_is_asked_with_one(visiting, tmp_path):
+def test_page_asks_for_an_api_key(visiting, tmp_path):
     make_bundle(tmp_path, held_out=0)
     (tmp_path / "keys").write_text("first-key-of-this-test\n")
     with live.serving(tmp_path, "--api-keys-file", str(tmp_path / "keys")) as url:
@@ -333,21 +366,21 @@ def test_a_service_with_keys_is_asked_with_one(visiting, tmp_path):
         assert "401" in visit.complaints.pop()
         page.get_by_label("API key").fill("first-key-of-this-test")
         page.keyboard.press("Enter")
-        page.locator("#wall li").first.wait_for()
+        page.locator("#samples li").first.wait_for()
         visit.settle()
         expect(page.locator("#trouble")).to_be_hidden()
         expect(page.locator("#key")).to_be_hidden()
-        assert '-H "Authorization: Bearer $VAESERVE_API_KEY"' in copied(visit, "wall", "curl")
+        assert '-H "Authorization: Bearer $VAESERVE_API_KEY"' in copied(visit, "samples", "curl")
         assert "first-key" not in page.content()
 
 
-def test_a_service_that_went_away_is_said_in_a_sentence(visit):
+def test_lost_service_is_reported(visit):
     visit.page.context.set_offline(True)
     visit.page.get_by_role("button", name="New seed").click()
-    expect(visit.page.locator("#wall .trouble")).to_have_text(
+    expect(visit.page.locator("#samples .trouble")).to_have_text(
         "The service does not answer. Is it still running?"
     )
     visit.page.context.set_offline(False)
     visit.page.get_by_role("button", name="New seed").click()
-    expect(visit.page.locator("#wall .trouble")).to_be_hidden()
+    expect(visit.page.locator("#samples .trouble")).to_be_hidden()
     assert "ERR_INTERNET_DISCONNECTED" in visit.complaints.pop()

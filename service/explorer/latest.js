@@ -1,21 +1,21 @@
-/** One request in flight for each control; what comes meanwhile replaces what waits, so the newest wins. */
+/** Keeps one request per control in flight, and of those that wait only the latest. */
 
 import { Problem } from "./api.js";
 import { trouble } from "./dom.js";
 
 /**
  * @template {unknown[]} A
- * @param {ParentNode} panel where a failure is told
- * @param {AbortSignal} signal after which nothing is done any more
- * @param {(...wanted: A) => Promise<void>} work
- * @returns {(...wanted: A) => Promise<void>} resolves when nothing waits any more
+ * @param {ParentNode} panel that shows failures
+ * @param {AbortSignal} signal ends all work
+ * @param {(...values: A) => Promise<void>} work
+ * @returns {(...values: A) => Promise<void>} resolves when nothing is waiting
  */
-export function newestWins(panel, signal, work) {
+export function latestOnly(panel, signal, work) {
   /** @type {A | undefined} */
   let waiting;
   let running = false;
-  return async (...wanted) => {
-    waiting = wanted;
+  return async (...values) => {
+    waiting = values;
     if (running) return;
     running = true;
     while (waiting && !signal.aborted) {

@@ -1,19 +1,19 @@
-/** The way between two pictures, to be scrubbed along; beside it what mixing pixels would give. */
+/** An interpolation between two images, compared with a cross-fade of their pixels. */
 
 import { find, make } from "./dom.js";
 import { nested } from "./model.js";
-import { newestWins } from "./newest.js";
+import { latestOnly } from "./latest.js";
 import { context, film, pngBlob } from "./pictures.js";
 import { curl, literal, python, recipe } from "./recipe.js";
 
 const FRAMES = 25;
-const STRIP = 2; // every second one is shown as a thumbnail
-const OFFERED = 6; // pictures to choose from, for each end
+const STRIP = 2; // every second frame is a thumbnail
+const OFFERED = 6; // images to select from, for each end
 
 /** @typedef {import("./session.js").Encoded} Encoded */
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
-export function between(panel, session) {
+export function interpolate(panel, session) {
   const { model, signal } = session;
   const numbersMixed = screen(find(panel, "[data-is=numbers]", HTMLCanvasElement), model);
   const pixelsMixed = screen(find(panel, "[data-is=pixels]", HTMLCanvasElement), model);
@@ -40,7 +40,7 @@ export function between(panel, session) {
     pixelsMixed.drawImage(frames[count - 1], 0, 0);
   };
 
-  const walk = newestWins(panel, signal, async () => {
+  const load = latestOnly(panel, signal, async () => {
     const latents = chosen.map((index) => nested(offered[index].latents, model.shape));
     const query = { n: count, method: method.value };
     const call = session.to({ path: "interpolate", query, json: { latents } });
@@ -50,8 +50,8 @@ export function between(panel, session) {
     show();
     showRecipe(
       [
-        curl({ ...call, accept: "image/png" }, "between.png"),
-        curl({ ...call, accept: "image/gif" }, "between.gif"),
+        curl({ ...call, accept: "image/png" }, "interpolation.png"),
+        curl({ ...call, accept: "image/gif" }, "interpolation.gif"),
       ],
       python(
         model.reference,
@@ -74,18 +74,18 @@ export function between(panel, session) {
       const choices = offered.map(({ url }, index) => choice(side, url, {
         name: picture && index === 0 ? "your picture" : `sample ${index + (picture ? 0 : 1)}`,
         checked: index === chosen[which],
-        pick: () => { chosen[which] = index; walk(); },
+        pick: () => { chosen[which] = index; load(); },
       }));
       side.replaceChildren(find(side, "legend", HTMLLegendElement), ...choices);
     });
-    if (offered.length > 1) walk();
+    if (offered.length > 1) load();
   };
 
-  film(strip, new Array(Math.ceil(count / STRIP)), model); // as large as it will be
+  film(strip, new Array(Math.ceil(count / STRIP)), model); // reserves its final size
   scrubber.max = String(count - 1);
   scrubber.valueAsNumber = Math.floor(count / 2);
   scrubber.addEventListener("input", show, { signal });
-  method.addEventListener("change", () => walk(), { signal });
+  method.addEventListener("change", () => load(), { signal });
   session.picture.watch(offer);
   session.samples.watch(offer);
 }

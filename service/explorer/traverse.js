@@ -1,24 +1,24 @@
-/** Sliders for the numbers that carry most, each below a strip of what it does; the picture follows. */
+/** Sliders for the latents with the highest KL, each below a strip of its effect. */
 
 import { button, find, make } from "./dom.js";
 import { nested, strongest } from "./model.js";
-import { newestWins } from "./newest.js";
+import { latestOnly } from "./latest.js";
 import { film, pngBlob, showBlob } from "./pictures.js";
 import { curl, literal, python, recipe } from "./recipe.js";
 
 const COUNT = 8;
 const REACH = 3;
-const STEPS = 9; // pictures in a strip
+const STEPS = 9; // images in a strip
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
-export function knobs(panel, session) {
+export function traverse(panel, session) {
   const { model, signal } = session;
   const picture = find(panel, "img", HTMLImageElement);
   const showRecipe = recipe(panel);
   /** @type {number[]} */
   let numbers = new Array(model.size).fill(0);
 
-  const decode = newestWins(panel, signal, async () => {
+  const decode = latestOnly(panel, signal, async () => {
     const latents = [nested(numbers, model.shape)];
     const call = session.to({ path: "decode", json: { latents }, accept: "image/png" });
     showBlob(picture, await session.blob(call));
@@ -26,13 +26,13 @@ export function knobs(panel, session) {
       [curl(call, "decoded.png")],
       python(
         model.reference,
-        [`numbers = np.array(${literal(latents)}, np.float32)`, "image = client.decode(numbers)[0]", "print(image.shape)"],
+        [`latents = np.array(${literal(latents)}, np.float32)`, "image = client.decode(latents)[0]", "print(image.shape)"],
         ["import numpy as np"],
       ),
     );
   });
 
-  const unroll = newestWins(panel, signal, async () => {
+  const traverseAll = latestOnly(panel, signal, async () => {
     const dimensions = sliders.map(({ dimension }) => dimension).join(",");
     const query = { dimensions, n: STEPS, extent: sliders[0].input.max };
     const json = { latents: [nested(numbers, model.shape)] };
@@ -51,7 +51,7 @@ export function knobs(panel, session) {
       output.textContent = input.valueAsNumber.toFixed(2);
       decode();
     }, { signal });
-    input.addEventListener("change", () => unroll(), { signal });
+    input.addEventListener("change", () => traverseAll(), { signal });
     const name = make("span", {}, `Number ${dimension + 1}`, nats);
     return { dimension, input, output, strip, label: make("label", {}, strip, name, input, output) };
   });
@@ -66,7 +66,7 @@ export function knobs(panel, session) {
       output.textContent = numbers[dimension].toFixed(2);
     }
     decode();
-    unroll();
+    traverseAll();
   };
   button(panel, "reset").addEventListener("click", begin, { signal });
   session.picture.watch(begin);

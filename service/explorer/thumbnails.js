@@ -1,14 +1,14 @@
-/** The thumbnails of the map on one canvas; grey ones become ink in the colour of their label. */
+/** The map's thumbnails on one canvas. Grey ones become ink in the colour of their label. */
 
 import { context } from "./pictures.js";
 
-/** The colour of a label, one hue each, for light and for dark ground. @param {number} label @param {number} count @param {boolean} dark */
+/** The colour of a label on a light or dark background, one hue per label. @param {number} label @param {number} count @param {boolean} dark */
 export function hue(label, count, dark) {
   if (label < 0) return dark ? "oklch(80% 0 0)" : "oklch(40% 0 0)";
   return `oklch(${dark ? "80%" : "52%"} 0.13 ${Math.round((360 * label) / count + 20)})`;
 }
 
-export class Atlas {
+export class Thumbnails {
   /**
    * @param {ImageBitmap} sheet all thumbnails without gaps
    * @param {import("./plane.js").LatentMap} map
@@ -16,7 +16,6 @@ export class Atlas {
    */
   constructor(sheet, map, grey) {
     const { width, height, columns } = map.thumbnails;
-    Object.assign(this, { width, height, columns });
     this.width = width;
     this.height = height;
     this.columns = columns;
@@ -30,12 +29,12 @@ export class Atlas {
     if (grey) inkOnly(pen, sheet.width, sheet.height);
   }
 
-  /** Gives the ink the labels' colours. @param {boolean} dark */
+  /** Colour the ink by label. @param {boolean} dark */
   tint(dark) {
     this.dark = dark;
     if (!this.grey) return;
     const pen = context(this.canvas);
-    pen.globalCompositeOperation = "source-atop"; // where there is ink already
+    pen.globalCompositeOperation = "source-atop"; // only where there is ink
     this.labels.forEach((label, index) => {
       const [x, y] = this.#corner(index);
       pen.fillStyle = hue(label, this.count, dark);
@@ -44,7 +43,7 @@ export class Atlas {
     pen.globalCompositeOperation = "source-over";
   }
 
-  /** @param {CanvasRenderingContext2D} pen @param {number} index @param {number} x centre @param {number} y @param {number} side of the longer one */
+  /** @param {CanvasRenderingContext2D} pen @param {number} index @param {number} x centre @param {number} y @param {number} side of the longer edge, in pixels */
   draw(pen, index, x, y, side) {
     const scale = side / Math.max(this.width, this.height);
     const [w, h] = [this.width * scale, this.height * scale];
@@ -58,7 +57,7 @@ export class Atlas {
   }
 }
 
-/** Grey levels become opacity: the commoner end of the scale is paper. @param {CanvasRenderingContext2D} pen @param {number} width @param {number} height */
+/** Turn grey levels into opacity; the more common end of the scale becomes transparent. @param {CanvasRenderingContext2D} pen @param {number} width @param {number} height */
 function inkOnly(pen, width, height) {
   const image = pen.getImageData(0, 0, width, height);
   const { data } = image;

@@ -1,18 +1,18 @@
-/** The opening: a walk from sample to sample, the numbers and the picture moving together. */
+/** The opening animation: a walk from sample to sample, with the latents. */
 
 import { Bars } from "./bars.js";
 import { button, find, trouble } from "./dom.js";
 import { flat, nested } from "./model.js";
-import { newestWins } from "./newest.js";
+import { latestOnly } from "./latest.js";
 import { context, pngBlob } from "./pictures.js";
 
 const STOPS = 8;
 const STEPS = 14; // frames from one stop to the next
 const FRAME = 85; // milliseconds
-const REST = 9; // frames at a stop, so that it is seen
+const REST = 9; // frames at a stop
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
-export function wander(panel, session) {
+export function walk(panel, session) {
   const { model, signal } = session;
   const canvas = find(panel, "canvas", HTMLCanvasElement);
   const bars = new Bars(find(panel, "svg", SVGSVGElement), model);
@@ -28,7 +28,7 @@ export function wander(panel, session) {
     bars.show(numbers);
     context(canvas).drawImage(picture, 0, 0);
   };
-  const tell = () => {
+  const label = () => {
     pause.textContent = paused ? "Play" : "Pause";
     pause.setAttribute("aria-pressed", String(paused));
   };
@@ -44,32 +44,32 @@ export function wander(panel, session) {
 
   pause.addEventListener("click", () => {
     paused = !paused;
-    tell();
+    label();
   }, { signal });
 
-  const load = newestWins(panel, signal, async () => {
+  const load = latestOnly(panel, signal, async () => {
     const stops = Math.min(STOPS, Math.floor(model.rows / STEPS)) || 1;
     const query = { n: stops, seed: 2, temperature: 0.8, return: "latents" };
     const samples = await session.json(session.to({ path: "sample", query }));
-    const way = path(samples.latents.map(flat));
-    const json = { latents: way.map((numbers) => nested(numbers, model.shape)) };
+    const route = path(samples.latents.map(flat));
+    const json = { latents: route.map((numbers) => nested(numbers, model.shape)) };
     const decoded = await session.json(session.to({ path: "decode", json }));
     const pictures = await Promise.all(
       decoded.images.map((/** @type {string} */ image) => createImageBitmap(pngBlob(image))),
     );
-    frames = way.map((numbers, index) => ({ numbers, picture: pictures[index] }));
+    frames = route.map((numbers, index) => ({ numbers, picture: pictures[index] }));
     show();
   });
 
   canvas.width = model.width;
   canvas.height = model.height;
-  tell();
+  label();
   trouble(panel, "");
   load();
   requestAnimationFrame(tick);
 }
 
-/** A round trip through the stops, slow near each. @param {number[][]} stops @returns {number[][]} */
+/** A round trip through the stops, slower near each. @param {number[][]} stops @returns {number[][]} */
 function path(stops) {
   return stops.flatMap((from, index) => {
     const to = stops[(index + 1) % stops.length];

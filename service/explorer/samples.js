@@ -1,15 +1,15 @@
-/** A wall of samples. */
+/** A grid of samples from the prior. */
 
 import { button, find, make } from "./dom.js";
 import { flat } from "./model.js";
-import { newestWins } from "./newest.js";
+import { latestOnly } from "./latest.js";
 import { dataUrl, pngBlob } from "./pictures.js";
 import { curl, literal, python, recipe } from "./recipe.js";
 
 const COUNT = 48;
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
-export function wall(panel, session) {
+export function samples(panel, session) {
   const { model, signal } = session;
   const form = find(panel, "form", HTMLFormElement);
   const seed = find(form, "[name=seed]", HTMLInputElement);
@@ -32,7 +32,7 @@ export function wall(panel, session) {
     choices.filter(({ select }) => select.value).map(({ name, select }) => [name, select.value]),
   );
 
-  const draw = newestWins(panel, signal, async () => {
+  const draw = latestOnly(panel, signal, async () => {
     const n = Math.min(COUNT, model.rows);
     const query = { n, seed: seed.value, temperature: temperature.value, ...chosen() };
     const answer = await session.json(session.to({ path: "sample", query: { ...query, return: "latents" } }));
@@ -61,13 +61,13 @@ export function wall(panel, session) {
   draw();
 }
 
-/** Choices as arguments in Python. @param {Record<string, string>} choices */
+/** The selected options as Python arguments. @param {Record<string, string>} choices */
 const named = (choices) => Object.entries(choices).map(([name, value]) => `, ${name}=${literal(value)}`).join("");
 
 /** @param {string} image @param {number} index @param {import("./session.js").Session} session */
 function frame(image, index, session) {
   const picture = make("img", { className: "picture", src: dataUrl(image), alt: `Sample ${index + 1}` });
-  const press = make("button", { type: "button", title: "Look at it more closely" }, picture);
+  const press = make("button", { type: "button", title: "Describe this image" }, picture);
   press.addEventListener("click", () => {
     session.chosen.set(pngBlob(image));
     document.getElementById("describe")?.scrollIntoView();
