@@ -130,7 +130,7 @@ def masses(network: VAE, config: TrainConfig, images: Tensor, means: Tensor) -> 
 def trained(name: str, images: data.Images, base: TrainConfig) -> dict[str, float]:
     """The figures of one row, whose differences come on top of `base`."""
     changes, build = ROWS[name]
-    config = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    config = base.replace(**changes)  # type: ignore[arg-type]
     distortions = unit_variance if name == "σ = 1" else DISTORTIONS
     with tempfile.TemporaryDirectory() as folder, patch.object(objective, "distortions", distortions):
         run = trainer.fit(config, images, Path(folder) / "run", progress=Silent(), build=build)

@@ -230,7 +230,7 @@ def main() -> None:
         config = TrainConfig(seed=seed, epochs=arguments.epochs, precision="float32")
         for field, _, value in (each.partition("=") for each in arguments.set):
             kind = type(getattr(config, field))
-            config = dataclasses.replace(config, **{field: value if kind is str else float(value)})
+            config = config.replace(**{field: value if kind is str else float(value)})
         config = resolve(
             config, name="digits", train=len(images.split.train), image=images.shape, binary=False
         )

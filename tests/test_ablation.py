@@ -1,6 +1,5 @@
 """The differences that the ablation makes are the ones that its rows are named after."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -50,7 +49,7 @@ def test_networks_differ_in_what_is_named_alone():
 
 
 def test_the_elbo_in_the_table_is_the_one_that_training_is_judged_by_where_both_are_masses():
-    config = dataclasses.replace(CONFIG, likelihood="bernoulli", latent=3)
+    config = CONFIG.replace(likelihood="bernoulli", latent=3)
     pixels = np.random.default_rng(0).choice([0, 255], (200, 8, 8, 1)).astype(np.uint8)
     images = data.from_arrays("noise", pixels, np.arange(200) % 2)
     network = networks.build(config).eval()
@@ -62,7 +61,7 @@ def test_the_elbo_in_the_table_is_the_one_that_training_is_judged_by_where_both_
 
 
 def test_a_gaussian_is_counted_as_the_mass_of_a_pixels_level():
-    config = dataclasses.replace(CONFIG, levels=256)
+    config = CONFIG.replace(levels=256)
     network = networks.build(config)
     network.variance.fill_(0.25)
     images = torch.full((1, 1, 8, 8), 100 / 255)

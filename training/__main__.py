@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from training.config import ConfigError, TrainConfig
+from training.flags import with_settings
 
 if TYPE_CHECKING:
     from training.data.images import Images
@@ -42,105 +42,26 @@ TrainedOn = Annotated[str, typer.Option(help="The data that it was trained on.")
 Models = Annotated[Path, typer.Option(help="Model repository to publish into.")]
 
 
-class FitChoice(StrEnum):
-    cover = "cover"
-    contain = "contain"
-    stretch = "stretch"
-
-
-class PrecisionChoice(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class LikelihoodChoice(StrEnum):
-    auto = "auto"
-    bernoulli = "bernoulli"
-    gaussian = "gaussian"
-    logistic = "logistic"
-
-
-class PriorChoice(StrEnum):
-    normal = "normal"
-    flow = "flow"
-    mixture = "mixture"
-
-
-class ActivationChoice(StrEnum):
-    pre = "pre"
-    post = "post"
-
-
 @app.command()
+@with_settings
 def fit(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits (built in), mnist, fashion-mnist, a folder of images, a .npz or .npy file."
-        ),
-    ] = DEFAULTS.data,
-    name: Annotated[str | None, typer.Option(help="Name of the model. [default: the data's]")] = None,
+    settings: dict[str, Any],
     models: Models = Path("models"),
     run: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and metrics. [default: runs/<name>-<time>]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="[default: by the size of the data]")] = None,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = DEFAULTS.batch,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
-    seed: Annotated[int, typer.Option(help="Decides weights, order and noise.")] = DEFAULTS.seed,
-    latent: Annotated[
-        int | None, typer.Option(help="Latent dimensions. [default: by the image size]")
-    ] = None,
-    width: Annotated[
-        int, typer.Option(help="The one dial of the network: channels of its first stage.")
-    ] = DEFAULTS.width,
-    activation: Annotated[
-        ActivationChoice, typer.Option(help="Of residual blocks: pre restores better, post embeds better.")
-    ] = ActivationChoice.pre,
-    image_size: Annotated[str | None, typer.Option(metavar="HxW", help="[default: the data's]")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3. [default: the data's]")] = None,
-    fit: Annotated[
-        FitChoice, typer.Option(help="How images of another aspect ratio are brought to size.")
-    ] = FitChoice.contain,
-    memory_limit: MemoryLimit = DEFAULTS.memory_limit,
-    likelihood: Annotated[
-        LikelihoodChoice, typer.Option(help="auto: bernoulli for black-and-white images, else gaussian.")
-    ] = LikelihoodChoice.auto,
-    prior: Annotated[
-        PriorChoice,
-        typer.Option(help="normal: N(0, I); flow (a RealNVP), mixture: trained together with the rest."),
-    ] = PriorChoice.normal,
-    iwae: Annotated[
-        int, typer.Option(metavar="K", help="Samples per image of the bound that is trained; 1: the ELBO.")
-    ] = DEFAULTS.iwae,
-    free_bits: Annotated[
-        float, typer.Option(metavar="NATS", help="Rate of a latent dimension that costs nothing.")
-    ] = DEFAULTS.free_bits,
-    beta: Annotated[float, typer.Option(help="Weight of the rate; 1 is the ELBO.")] = DEFAULTS.beta,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = DEFAULTS.device,
-    compile: Annotated[
-        bool | None,
-        typer.Option("--compile/--no-compile", help="torch.compile. [default: where the run is long enough]"),
-    ] = DEFAULTS.compile,
-    precision: Annotated[
-        PrecisionChoice, typer.Option(help="auto: bfloat16 on a CPU that multiplies in it, else float32.")
-    ] = PrecisionChoice.auto,
-    patience: Annotated[
-        int, typer.Option(help="Evaluations without a better validation ELBO that end the run; 0: never.")
-    ] = DEFAULTS.patience,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --run.")] = False,
     stop_after: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Save and stop then, to go on with --resume.")
+        float | None, typer.Option(metavar="MINUTES", help="Save and stop then; --resume continues.")
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write the figures to <run>/tensorboard.")
+        bool, typer.Option("--tensorboard", help="Also write the metrics to <run>/tensorboard.")
     ] = False,
 ) -> None:
-    """Train, evaluate and publish. Ctrl-C saves; `--resume` goes on as if nothing had happened.
+    """Train, evaluate and publish. Ctrl-C saves; `--resume` resumes exactly.
 
-    Several processes: `torchrun --nproc-per-node N -m -- training fit --run DIR …`. Started that way it goes
-    on by itself with the run in DIR.
+    Several processes: `torchrun --nproc-per-node N -m -- training fit --run DIR …`. Started that way it
+    resumes the run in DIR by itself.
     """
     with _sentences():
         from training.data.images import Wanted, load
@@ -153,33 +74,7 @@ def fit(
         if resume or (ranks.launched and run):  # torchrun starts the same command again after a crash
             found = ranks.share(lambda: _config(run, needed=resume))
         resume = found is not None
-        if found:
-            config = found
-        else:
-            config = TrainConfig(
-                data=data,
-                name=name,
-                epochs=epochs,
-                batch=batch,
-                lr=lr,
-                seed=seed,
-                latent=latent,
-                width=width,
-                activation=activation.value,
-                image_size=_size(image_size),
-                channels=channels,
-                fit=fit.value,
-                memory_limit=memory_limit,
-                likelihood=likelihood.value,
-                prior=prior.value,
-                iwae=iwae,
-                beta=beta,
-                free_bits=free_bits,
-                device=device,
-                compile=compile,
-                precision=precision.value,
-                patience=patience,
-            )
+        config = found or TrainConfig(**settings)
         with ranks.in_turn():
             images = load(config.data, Wanted.of(config), _say if ranks.first else lambda text: None)
         if run is None:
@@ -278,13 +173,13 @@ def export(
         _print_metrics(bundle)
         _say(f"published {bundle}")
         if int8:
-            quantised = release_int8(bundle, images, models, _say)
-            _print_metrics(quantised)
-            _say(f"published {quantised}")
+            quantized = release_int8(bundle, images, models, _say)
+            _print_metrics(quantized)
+            _say(f"published {quantized}")
 
 
 @app.command()
-def quantise(
+def quantize(
     bundle: BundleFolder,
     data: TrainedOn,
     models: Models = Path("models"),
@@ -297,9 +192,12 @@ def quantise(
         from vaeserve.bundle.files import read_bundle
 
         images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
-        quantised = release_int8(bundle, images, models, _say)
-        _print_metrics(quantised)
-        _say(f"published {quantised}")
+        quantized = release_int8(bundle, images, models, _say)
+        _print_metrics(quantized)
+        _say(f"published {quantized}")
+
+
+app.command("quantise", hidden=True)(quantize)  # its name before version 0.2
 
 
 @app.command()
@@ -406,15 +304,6 @@ def _config(run: Path | None, *, needed: bool) -> TrainConfig | None:
     if needed:
         raise ConfigError(f"{path} is not there, so there is no run to go on with in {run}")
     return None
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise ConfigError(f"--image-size {text} is not a size; write HxW, for instance 64x48")
-    return int(height), int(width)
 
 
 def _print_metrics(bundle: Path) -> None:

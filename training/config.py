@@ -1,14 +1,25 @@
-"""What a training run is told: one frozen record that round-trips JSON and is kept beside every checkpoint.
+"""The settings of a training run: one list, from which the command line and its help are made.
 
-A field that is None is filled from the data when the run starts (`resolve`), so that the `config.json` of a
-run says everything needed to build its network again.
+A record is frozen, round-trips JSON and is kept beside every checkpoint. A field that is None is filled from
+the data when the run starts (`resolve`), so that the `config.json` of a run says everything needed to build
+its network again.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 Fit = Literal["cover", "contain", "stretch"]
 Likelihood = Literal["bernoulli", "gaussian", "logistic"]
@@ -21,93 +32,136 @@ Precision = Literal["auto", "float32", "bfloat16"]
 COMPILING_PAYS = 2e9
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be trained with; the message says which and what would do."""
+class ConfigError(Exception):
+    """A setting that cannot be trained with. The message names it and says what would do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run's weights, apart from the images themselves."""
+@dataclass(frozen=True)
+class Flag:
+    """Marks a field that is a flag of `vae-train fit`, with its help.
 
-    data: str = "digits"
-    name: str | None = None  # of the model; None: the data's name
-    epochs: int | None = None  # None: by the size of the data, see `default_epochs`
-    batch: int = 128
-    lr: float = 2e-3  # peak, after warm-up
-    seed: int = 0
-    latent: int | None = None  # None: by the image's size, see `default_latent`
-    width: int = 32  # the one dial of the network: channels of its first stage
-    activation: Activation = "pre"  # within a residual block, or also after its sum
-    image_size: tuple[int, int] | None = None  # height, width; None: the data's own
-    channels: int | None = None  # 1 or 3; None: the data's own
-    fit: Fit = "contain"  # how images of another shape are brought to `image_size`
-    memory_limit: int = 1000  # MB of decoded images; more of them lie in a file that is mapped
-    likelihood: Likelihood | Literal["auto"] = "auto"
-    levels: int | None = None  # distinct values of a pixel, for the logistic; always the data's own
-    prior: Prior = "normal"  # that the rate is taken under; the others are trained together with the rest
-    flow_blocks: int = 8
-    flow_hidden: int = 256  # units of both hidden layers of each block
-    components: int = 50  # of a mixture
-    iwae: int = 1  # samples of each image in the bound that is trained; 1 is the ELBO
-    beta: float = 1.0  # weight of the rate in the loss; 1 is the ELBO, and validation is always at 1
-    free_bits: float = 0.0  # nats of each latent dimension's mean rate that the loss does not count
-    device: str = "auto"
-    compile: bool | None = None  # None: where the run is long enough, see `COMPILING_PAYS`
-    precision: Precision = "auto"  # of the network in training; auto: what is fast on the processor
-    ema: float = 0.999  # decay of the averaged weights: those are evaluated and exported
-    weight_decay: float = 0.01  # on conv and linear weights only
+    `default` describes what None stands for; `metavar` replaces the type in the help. `text`: the value is
+    written as text, which the field parses. Fields without a Flag can be set from Python alone.
+    """
+
+    help: str
+    default: str = ""
+    metavar: str | None = None
+    text: bool = False
+
+
+def _size(value: Any) -> Any:
+    """`64x48` is a height of 64 and a width of 48."""
+    if not isinstance(value, str):
+        return value
+    height, cross, width = value.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise ValueError("write HxW, for instance 64x48")
+    return int(height), int(width)
+
+
+_Side = Annotated[int, Field(ge=4)]
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides the weights of a run, apart from the images themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    data: Annotated[
+        str, Flag("digits (built in), mnist, fashion-mnist, a folder of images, or a .npz or .npy file.")
+    ] = "digits"
+    name: Annotated[str | None, Flag("Name of the model.", "the name of the data")] = None
+    epochs: Annotated[
+        int | None, Field(ge=1), Flag("Passes over the training images.", "by the number of images")
+    ] = None
+    batch: Annotated[int, Field(ge=1), Flag("Images per step.")] = 128
+    lr: Annotated[float, Field(gt=0), Flag("Peak learning rate, after warm-up.")] = 2e-3
+    # At most a JSON number that is exact.
+    seed: Annotated[int, Field(ge=0, lt=2**53), Flag("Decides weights, order and noise.")] = 0
+    latent: Annotated[int | None, Field(ge=1), Flag("Latent dimensions.", "by the image size")] = None
+    width: Annotated[int, Field(ge=1), Flag("The one dial of the network: channels of its first stage.")] = 32
+    activation: Annotated[
+        Activation, Flag("Activation of residual blocks: pre reconstructs better, post embeds better.")
+    ] = "pre"
+    image_size: Annotated[
+        tuple[_Side, _Side] | None,
+        BeforeValidator(_size),
+        Flag("Size that images are brought to.", "the size of the data", metavar="HxW", text=True),
+    ] = None
+    channels: Annotated[
+        Literal[1, 3] | None,
+        BeforeValidator(lambda value: int(value) if value in ("1", "3") else value),
+        Flag("Grey or colour.", "the channels of the data", metavar="1|3", text=True),
+    ] = None
+    fit: Annotated[Fit, Flag("How images of another aspect ratio are brought to size.")] = "contain"
+    memory_limit: Annotated[
+        int, Field(ge=0), Flag("Above this size, decoded images are kept in a mapped file.", metavar="MB")
+    ] = 1000
+    likelihood: Annotated[
+        Likelihood | Literal["auto"], Flag("auto: bernoulli for black-and-white images, else gaussian.")
+    ] = "auto"
+    levels: Annotated[int | None, Field(ge=2, le=256)] = None  # values of a pixel; always those of the data
+    prior: Annotated[
+        Prior, Flag("normal is N(0, I); flow (a RealNVP) and mixture are trained together with the model.")
+    ] = "normal"
+    flow_blocks: Annotated[int, Field(ge=1)] = 8
+    flow_hidden: Annotated[int, Field(ge=1)] = 256  # units of both hidden layers of each block
+    components: Annotated[int, Field(ge=1)] = 50  # of a mixture
+    iwae: Annotated[
+        int, Field(ge=1), Flag("Samples per image of the training bound; 1 is the ELBO.", metavar="K")
+    ] = 1
+    free_bits: Annotated[
+        float,
+        Field(ge=0),
+        Flag("Rate of each latent dimension that the loss does not count.", metavar="NATS"),
+    ] = 0.0
+    # Validation is always at 1.
+    beta: Annotated[float, Field(ge=0), Flag("Weight of the rate in the loss; 1 is the ELBO.")] = 1.0
+    device: Annotated[str, Flag("auto, cpu, cuda, …")] = "auto"
+    compile: Annotated[bool | None, Flag("Use torch.compile.", "where the run is long enough")] = None
+    precision: Annotated[Precision, Flag("auto: bfloat16 on a CPU that multiplies in it, else float32.")] = (
+        "auto"
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay of the averaged weights, which are published
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # on convolutions and linear layers only
     betas: tuple[float, float] = (0.9, 0.99)
-    lr_warmup: float = 0.02  # fraction of all steps
-    kl_warmup: float = 0.05  # fraction of all steps
+    lr_warmup: Annotated[float, Field(ge=0, le=1)] = 0.02  # fraction of all steps
+    kl_warmup: Annotated[float, Field(ge=0, le=1)] = 0.05  # fraction of all steps
     # Gradient norms scale with the number of pixels and with 1/σ, so both bounds are multiples of the running
     # median norm: one setting for every image size.
-    clip_factor: float = 3.0
-    skip_factor: float = 20.0
-    patience: int = 10  # evaluations without a better validation ELBO, then the run ends; 0: never
-    checkpoint_seconds: float = 300.0
+    clip_factor: Annotated[float, Field(gt=0)] = 3.0
+    skip_factor: Annotated[float, Field(gt=1)] = 20.0
+    patience: Annotated[
+        int,
+        Field(ge=0),
+        Flag("Validations without a better ELBO after which the run ends; 0: it never ends early."),
+    ] = 10
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
 
-    def __post_init__(self) -> None:
-        for field, good in {
-            "epochs": self.epochs is None or self.epochs >= 1,
-            "batch": self.batch >= 1,
-            "lr": 0 < self.lr < math.inf,
-            "seed": 0 <= self.seed < 2**53,  # a JSON number, exactly
-            "latent": self.latent is None or self.latent >= 1,
-            "width": self.width >= 1,
-            "activation": self.activation in ("pre", "post"),
-            "image_size": self.image_size is None or min(self.image_size) >= 4,
-            "channels": self.channels in (None, 1, 3),
-            "fit": self.fit in ("cover", "contain", "stretch"),
-            "memory_limit": self.memory_limit >= 0,
-            "likelihood": self.likelihood in ("auto", "bernoulli", "gaussian", "logistic"),
-            "levels": self.levels is None or 2 <= self.levels <= 256,
-            "prior": self.prior in ("normal", "flow", "mixture"),
-            "flow_blocks": self.flow_blocks >= 1,
-            "flow_hidden": self.flow_hidden >= 1,
-            "components": self.components >= 1,
-            "iwae": self.iwae >= 1,
-            "precision": self.precision in ("auto", "float32", "bfloat16"),
-            "beta": 0 <= self.beta < math.inf,
-            "free_bits": 0 <= self.free_bits < math.inf,
-            "ema": 0 <= self.ema < 1,
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "lr_warmup": 0 <= self.lr_warmup <= 1,
-            "kl_warmup": 0 <= self.kl_warmup <= 1,
-            "clip_factor": self.clip_factor > 0,
-            "skip_factor": self.skip_factor > 1,
-            "patience": self.patience >= 0,
-            "checkpoint_seconds": self.checkpoint_seconds >= 0,
-        }.items():
-            if not good:
-                raise ConfigError(f"{field} cannot be {getattr(self, field)!r}")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_sentence(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = str(first["loc"][0])
+            value = values.get(field) if isinstance(values, Mapping) else None
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{_named(field)} cannot be {value!r}: {reason}") from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         if self.prior != "normal" and self.free_bits:
-            raise ConfigError(f"a {self.prior} has no rate of a single dimension: leave out --free-bits")
+            raise ConfigError(f"--prior {self.prior} has no rate per dimension; leave out --free-bits")
         if self.prior == "flow" and self.latent == 1:
-            raise ConfigError("a flow moves some dimensions by others: --latent must be at least 2")
+            raise ConfigError("--prior flow moves some dimensions by others; set --latent to 2 or more")
         if self.iwae > 1 and (self.beta != 1 or self.free_bits):
-            raise ConfigError("a bound of several samples has no --beta and no --free-bits: leave them out")
+            raise ConfigError("--iwae above 1 trains a bound without --beta and --free-bits; leave those out")
         if self.iwae > 1 and self.compile:
-            raise ConfigError("--iwae changes gradients on their way back: leave out --compile")
+            raise ConfigError("--iwae changes gradients on their way back; leave out --compile")
+        return self
 
     @property
     def kind(self) -> Likelihood:
@@ -115,26 +169,43 @@ class TrainConfig:
         assert self.likelihood != "auto"
         return self.likelihood
 
+    def replace(self, **changes: Any) -> Self:
+        """A config with other values, checked like a new one (ConfigError)."""
+        return type(self).model_validate(dict(self) | changes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` takes them back."""
-        values = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return self.model_dump(mode="json")
 
     def to_json(self) -> str:
+        """What `config.json` holds."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Refuses unknown fields: a config of a newer version must not be half understood (ConfigError)."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
+        if unknown := sorted(set(values) - set(cls.model_fields)):
             raise ConfigError(f"unknown settings {', '.join(unknown)}: made by a newer vaeserve?")
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**settings)
+        return cls.model_validate(values)
 
     @classmethod
-    def from_json(cls, text: str) -> "TrainConfig":
+    def from_json(cls, text: str) -> Self:
+        """The config of a `config.json`."""
         return cls.from_dict(json.loads(text))
+
+
+def flags() -> dict[str, Flag]:
+    """The flags of `vae-train fit` by the name of their field, in the order of the fields."""
+    return {
+        name: flag
+        for name, field in TrainConfig.model_fields.items()
+        for flag in field.metadata
+        if isinstance(flag, Flag)
+    }
+
+
+def _named(field: str) -> str:
+    return f"--{field.replace('_', '-')}" if field in flags() else f"`{field}`"
 
 
 def resolve(
@@ -146,11 +217,11 @@ def resolve(
     binary: bool,
     levels: int = 256,
 ) -> TrainConfig:
-    """Fill every None from the data: its name, its number of training images, (height, width, channels),
-    whether its pixels are all 0 or 255 (then `likelihood: auto` is Bernoulli, else Gaussian), and how many
-    values they have.
+    """The config with every None filled from the data.
 
-    Raises ConfigError when the config names another image shape than the data has.
+    `name` is the name of the data, `train` its number of training images, `image` (height, width, channels),
+    `levels` how many values its pixels have. `binary`: they are all 0 or 255, so `likelihood: auto` is
+    Bernoulli, else Gaussian. ConfigError when the config names another image shape than the data has.
     """
     height, width, channels = image
     if config.image_size not in (None, (height, width)) or config.channels not in (None, channels):
@@ -164,8 +235,7 @@ def resolve(
     batch = min(config.batch, train)
     epochs = config.epochs or default_epochs(train // batch)
     long = epochs * train * math.prod(image) >= COMPILING_PAYS
-    return dataclasses.replace(
-        config,
+    return config.replace(
         name=config.name or name,
         batch=batch,
         epochs=epochs,
@@ -179,11 +249,14 @@ def resolve(
 
 
 def default_latent(height: int, width: int) -> int:
-    """Literature uses 40–50 dimensions on 28², 64 on 32² and 128 on 64²; unused ones cost no rate."""
+    """Latent dimensions for a size: the literature uses 40–50 on 28², 64 on 32² and 128 on 64².
+
+    Unused dimensions cost no rate.
+    """
     side = math.sqrt(height * width)
     return next((d for limit, d in ((8, 16), (28, 32), (40, 64), (80, 128)) if side <= limit), 256)
 
 
 def default_epochs(steps_per_epoch: int) -> int:
-    """About 10 000 steps, each image is seen at least 10 and at most 80 times (then small sets over-fit)."""
+    """About 10 000 steps, but at least 10 and at most 80 epochs: more over-fit a small set."""
     return min(max(round(10_000 / steps_per_epoch), 10), 80)

@@ -1,6 +1,5 @@
 """Runs of seconds on digits, and how two of them are compared."""
 
-import dataclasses
 import json
 
 import pytest
@@ -37,7 +36,7 @@ def learned_and_gone_on(config, images, folder):
     whole = fit(config, images, folder / "whole", progress=Watch())
     elbos = [line["validation"]["elbo"] for line in whole.history]
     assert elbos[-1] > elbos[0]
-    cut = dataclasses.replace(config, checkpoint_seconds=0)
+    cut = config.replace(checkpoint_seconds=0)
 
     class Stop(Exception):
         pass

@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,7 @@ def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ra
         binary=data.binary,
         levels=data.levels,
     )
-    config = replace(config, precision=chosen(config.precision, ranks.device(config.device)))
+    config = config.replace(precision=chosen(config.precision, ranks.device(config.device)))
     run.mkdir(parents=True, exist_ok=True)
     checkpoint.clean(run)
     checkpoint.write(path, config.to_json())

@@ -1,6 +1,5 @@
 """Several processes, started by torchrun, compute what one would; and survive the loss of one."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -43,7 +42,7 @@ SCRIPT = """
     ranks = distributed.join()
     assert (ranks.size, ranks.launched) == (2, True)
     for likelihood, batch in LIKELIHOODS.items():
-        config = dataclasses.replace(TINY, likelihood=likelihood, batch=batch, epochs=2)
+        config = TINY.replace(likelihood=likelihood, batch=batch, epochs=2)
         run = Path(sys.argv[1]) / likelihood
         result = trainer.fit(config, data.load("digits"), run, progress=Watch(), ranks=ranks)
         assert result.finished
@@ -61,7 +60,7 @@ def test_two_processes_match_one(digits, tmp_path, monkeypatch):
     script.write_text(textwrap.dedent(SCRIPT))
     assert torchrun(script, tmp_path / "two").wait(120) == 0
     for likelihood, batch in LIKELIHOODS.items():
-        config = dataclasses.replace(TINY, likelihood=likelihood, batch=batch, epochs=2)
+        config = TINY.replace(likelihood=likelihood, batch=batch, epochs=2)
         one, two = tmp_path / "one" / likelihood, tmp_path / "two" / likelihood
         fit(config, digits, one, progress=Watch())
         for line, expected in zip(figures(two), figures(one), strict=True):
@@ -132,7 +131,7 @@ def test_every_row_of_a_batch_belongs_to_one_process():
 def test_a_batch_smaller_than_the_processes_is_refused(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(Ranks, "share", lambda self, compute: compute())
     with pytest.raises(ConfigError, match=r"--batch 1 .* 2 processes"):
-        fit(dataclasses.replace(TINY, batch=1), digits, tmp_path, ranks=Ranks(0, 2))
+        fit(TINY.replace(batch=1), digits, tmp_path, ranks=Ranks(0, 2))
 
 
 @pytest.mark.parametrize("name", ["warp", "cuda:97"])

@@ -39,7 +39,7 @@ PARENT = """
     digits = data.load("digits")
 
     def train(run, at=lambda step: None):
-        config = dataclasses.replace(TINY, checkpoint_seconds=0)
+        config = TINY.replace(checkpoint_seconds=0)
         trainer.fit(config, digits, Path(run), resume=True, progress=Watch(at))
 
     def life(body, seconds=None):
@@ -165,7 +165,7 @@ def test_a_signal_saves_and_resuming_cannot_be_seen(digits, uninterrupted, tmp_p
     assert not stopped.finished
     assert checkpoint.read_state(checkpoint.latest(tmp_path))["step"] == at
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    ignored = dataclasses.replace(TINY, lr=1, epochs=1)  # the config that lies in the run is what counts
+    ignored = TINY.replace(lr=1, epochs=1)  # the config that lies in the run is what counts
     resumed = fit(ignored, digits, tmp_path, resume=True, progress=Watch())
     assert resumed.finished
     assert resumed.history[-1]["step"] == 44

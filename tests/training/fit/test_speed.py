@@ -1,6 +1,5 @@
 """What makes training fast may fail or be absent: then it trains all the same."""
 
-import dataclasses
 import itertools
 import os
 import shutil
@@ -25,7 +24,7 @@ COMPILED = """
     from training.fit import trainer
 
     watch = Watch()
-    config = dataclasses.replace(TINY, epochs=1, compile=True)
+    config = TINY.replace(epochs=1, compile=True)
     trainer.fit(config, data.load("digits"), Path(sys.argv[1]), progress=watch)
     print(*watch.notes, sep="\\n")
 """
@@ -52,7 +51,7 @@ def averaged(folder):
 def test_without_a_compiler_it_trains_as_if_nothing_had_been_asked(digits, tmp_path):
     notes = compiled_run(tmp_path, CXX="no-such-compiler", PATH="")
     assert "going on without torch.compile" in notes
-    fit(dataclasses.replace(TINY, epochs=1), digits, tmp_path / "plain", progress=Watch())
+    fit(TINY.replace(epochs=1), digits, tmp_path / "plain", progress=Watch())
     assert_equal(averaged(tmp_path / "run"), averaged(tmp_path / "plain"))
 
 
@@ -61,7 +60,7 @@ def test_without_a_compiler_it_trains_as_if_nothing_had_been_asked(digits, tmp_p
 def test_compiled_it_computes_the_same(digits, tmp_path):
     notes = compiled_run(tmp_path)
     assert "going on without" not in notes
-    fit(dataclasses.replace(TINY, epochs=1), digits, tmp_path / "plain", progress=Watch())
+    fit(TINY.replace(epochs=1), digits, tmp_path / "plain", progress=Watch())
     expected = averaged(tmp_path / "plain")
     for name, weights in averaged(tmp_path / "run").items():
         torch.testing.assert_close(weights, expected[name], atol=1e-4, rtol=1e-3)
@@ -91,7 +90,7 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch):
 
 def test_in_bfloat16_it_learns_as_much_and_resumes_as_exactly(digits, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-    config = dataclasses.replace(TINY, precision="bfloat16")
+    config = TINY.replace(precision="bfloat16")
     whole = fit(config, digits, tmp_path / "whole", progress=Watch())
     assert whole.config.precision == "bfloat16"
     elbo, expected = (run.history[-1]["validation"]["elbo"] for run in (whole, uninterrupted))

@@ -1,6 +1,5 @@
 """TensorBoard is a second place for the figures: the same, and never half of them."""
 
-import dataclasses
 import sys
 
 import pytest
@@ -24,7 +23,7 @@ def test_a_run_writes_its_figures_and_once_only_after_a_resume(digits, tmp_path,
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-    config = dataclasses.replace(TINY, epochs=2)
+    config = TINY.replace(epochs=2)
     result = fit(config, digits, tmp_path, progress=Watch(), tensorboard=True)
     fit(config, digits, tmp_path, progress=Watch(), tensorboard=True, resume=True)
     events = EventAccumulator(str(tmp_path / "tensorboard"))

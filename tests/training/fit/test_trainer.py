@@ -1,6 +1,5 @@
 """The loop: it learns, it survives anything, and an interruption cannot be seen in its result."""
 
-import dataclasses
 import json
 import math
 import os
@@ -10,13 +9,16 @@ import threading
 import numpy as np
 import pytest
 import torch
+import typer
+from pydantic import ValidationError
 
 from tests.training.runs import EVERY, TINY, Watch, assert_same_end
-from training.config import ConfigError, TrainConfig, resolve
+from training.config import ConfigError, TrainConfig, flags, resolve
 from training.data.images import from_arrays
 from training.fit import batches, checkpoint, schedule, state, trainer
 from training.fit.distributed import Ranks
 from training.fit.trainer import TrainingError, fit
+from training.flags import with_settings
 from training.model import networks, objective
 
 
@@ -59,9 +61,7 @@ def test_validation_is_a_mean_over_images_not_over_batches(digits, uninterrupted
     network, _ = checkpoint.load(uninterrupted.checkpoint)
     pixels = trainer.Pixels(digits, torch.device("cpu"))
     whole, pieces = (
-        trainer.evaluate(
-            network, pixels, digits.split.validation, dataclasses.replace(uninterrupted.config, batch=batch)
-        )
+        trainer.evaluate(network, pixels, digits.split.validation, uninterrupted.config.replace(batch=batch))
         for batch in (1000, 100)  # 221 images: the last of the three batches has 21
     )
     assert whole["n"] == pieces["n"] == 221
@@ -149,10 +149,10 @@ def _poison(monkeypatch, steps, change):
 
 
 def test_best_counts_only_after_the_kl_warm_up(digits, tmp_path):
-    config = dataclasses.replace(TINY, kl_warmup=0.6, epochs=2)
+    config = TINY.replace(kl_warmup=0.6, epochs=2)
     result = fit(config, digits, tmp_path, progress=Watch())
     assert checkpoint.read_state(result.checkpoint)["best"]["step"] == 22  # not 11, within the first 13
-    none_yet = fit(dataclasses.replace(config, kl_warmup=1.0), digits, tmp_path / "none", progress=Watch())
+    none_yet = fit(config.replace(kl_warmup=1.0), digits, tmp_path / "none", progress=Watch())
     assert checkpoint.best(none_yet.run) is None
     assert none_yet.checkpoint == checkpoint.latest(none_yet.run)
 
@@ -161,7 +161,7 @@ def test_validation_that_no_longer_improves_ends_the_run(digits, uninterrupted, 
     """Early, but with the learning rates of the whole run; and resuming knows that it is over."""
     real, elbos = trainer.evaluate, iter([1.0, 3.0, 2.0, 2.5, 9.0])
     monkeypatch.setattr(trainer, "evaluate", lambda *args: real(*args) | {"elbo": next(elbos)})
-    config = dataclasses.replace(TINY, patience=2, epochs=8, kl_warmup=0.2)  # warm-up: 17 of 88 steps
+    config = TINY.replace(patience=2, epochs=8, kl_warmup=0.2)  # warm-up: 17 of 88 steps
     watch = Watch()
     result = fit(config, digits, tmp_path, progress=watch)
     assert result.finished
@@ -185,16 +185,14 @@ def test_patience_ends_nothing_before_the_warm_up_is_over_or_when_it_is_0():
 
 
 def resolved(**settings):
-    config = dataclasses.replace(TINY, epochs=1000, **settings)
+    config = TINY.replace(epochs=1000, **settings)
     return resolve(config, name="a", train=1000, image=(8, 8, 1), binary=False)
 
 
 @pytest.mark.parametrize("lr", [1e3, 1e20])
 def test_a_learning_rate_that_explodes_ends_with_a_sentence(digits, tmp_path, lr):
     """Whether by losses, weights or the validation that are not finite: nothing of it is ever saved."""
-    config = dataclasses.replace(
-        TINY, lr=lr, lr_warmup=0.5, epochs=20, skip_factor=1e30, checkpoint_seconds=0
-    )
+    config = TINY.replace(lr=lr, lr_warmup=0.5, epochs=20, skip_factor=1e30, checkpoint_seconds=0)
     with pytest.raises(
         TrainingError, match=rf"finite.*checkpoint.*smaller --lr than {lr:g}".replace("+", ".")
     ):
@@ -225,7 +223,7 @@ def test_every_epoch_has_its_own_order_of_the_same_rows(digits):
 
 def test_a_checkpoint_holds_weights_and_optimiser_of_one_step(digits, tmp_path):
     """pythae saves the best weights beside the optimiser of now: here also in the checkpoint of the best."""
-    fit(dataclasses.replace(TINY, checkpoint_seconds=0, epochs=2), digits, tmp_path, progress=Watch())
+    fit(TINY.replace(checkpoint_seconds=0, epochs=2), digits, tmp_path, progress=Watch())
     for path in (tmp_path / "checkpoints").iterdir():
         tensors, record = checkpoint.read_tensors(path), checkpoint.read_state(path)
         steps = {int(value["step"]) for value in tensors["optimizer"]["state"].values()}
@@ -238,7 +236,7 @@ def test_validation_is_the_elbo_whatever_beta_is_trained_with(digits, uninterrup
     """PyTorch-VAE validates with another weight of the rate than it trains with."""
     network, _ = checkpoint.load(uninterrupted.checkpoint)
     pixels = trainer.Pixels(digits, torch.device("cpu"))
-    other = dataclasses.replace(uninterrupted.config, beta=beta)
+    other = uninterrupted.config.replace(beta=beta)
     figures = trainer.evaluate(network, pixels, digits.split.validation, other)
     assert figures == trainer.evaluate(network, pixels, digits.split.validation, uninterrupted.config)
     assert figures["elbo"] == -figures["distortion"] - figures["rate"]
@@ -246,7 +244,7 @@ def test_validation_is_the_elbo_whatever_beta_is_trained_with(digits, uninterrup
 
 
 def test_beta_weighs_the_rate_in_training(digits, uninterrupted, tmp_path):
-    heavy = fit(dataclasses.replace(TINY, beta=20.0), digits, tmp_path, progress=Watch())
+    heavy = fit(TINY.replace(beta=20.0), digits, tmp_path, progress=Watch())
     assert heavy.history[-1]["beta"] == 20
     assert heavy.history[-1]["validation"]["rate"] < uninterrupted.history[-1]["validation"]["rate"] / 2
 
@@ -268,7 +266,7 @@ def test_nothing_that_the_caller_holds_is_changed(digits, tmp_path):
     """PyTorch-VAE reverses the caller's list of layers."""
     pixels, train = digits.pixels.copy(), digits.split.train.copy()
     config = TINY.to_dict()
-    fit(dataclasses.replace(TINY, epochs=1), digits, tmp_path, progress=Watch())
+    fit(TINY.replace(epochs=1), digits, tmp_path, progress=Watch())
     assert TINY.to_dict() == config
     assert (digits.pixels == pixels).all()
     assert (digits.split.train == train).all()
@@ -276,7 +274,7 @@ def test_nothing_that_the_caller_holds_is_changed(digits, tmp_path):
 
 def test_black_and_white_images_are_trained_as_bernoulli(digits, tmp_path):
     images = from_arrays("black-white", (digits.pixels > 127).astype("uint8") * 255)
-    result = fit(dataclasses.replace(TINY, epochs=2), images, tmp_path, progress=Watch())
+    result = fit(TINY.replace(epochs=2), images, tmp_path, progress=Watch())
     assert result.config.likelihood == "bernoulli"
     assert result.history[-1]["validation"]["elbo"] > -64 * math.log(2)  # better than a coin per pixel
 
@@ -291,7 +289,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_images(digits, unin
 
 def test_it_runs_in_a_thread_where_signals_cannot_be_caught(digits, tmp_path):
     results = []
-    config = dataclasses.replace(TINY, epochs=1)
+    config = TINY.replace(epochs=1)
     thread = threading.Thread(target=lambda: results.append(fit(config, digits, tmp_path, progress=Watch())))
     thread.start()
     thread.join()
@@ -299,7 +297,7 @@ def test_it_runs_in_a_thread_where_signals_cannot_be_caught(digits, tmp_path):
 
 
 def test_without_a_terminal_progress_is_plain_lines(digits, tmp_path, capsys):
-    fit(dataclasses.replace(TINY, epochs=2), digits, tmp_path)
+    fit(TINY.replace(epochs=2), digits, tmp_path)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     assert "validation ELBO" in lines[0]
@@ -316,7 +314,7 @@ def test_the_learning_rate_rises_falls_and_ends_near_zero():
 def test_the_kl_weight_rises_to_one_and_stays():
     config = TrainConfig(kl_warmup=0.1)
     assert [schedule.kl_weight(config, step, 100) for step in (0, 5, 10, 99)] == [0, 0.5, 1, 1]
-    assert schedule.kl_weight(dataclasses.replace(config, kl_warmup=0), 1, 100) == 1
+    assert schedule.kl_weight(config.replace(kl_warmup=0), 1, 100) == 1
 
 
 def test_weights_decay_and_biases_do_not():
@@ -334,8 +332,71 @@ def test_a_config_round_trips_json_and_refuses_nonsense():
     with pytest.raises(ConfigError, match="newer"):
         TrainConfig.from_dict({"flux": 1})
     for wrong in ({"epochs": 0}, {"lr": math.nan}, {"channels": 2}, {"beta": -1}, {"image_size": (2, 8)}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
+        with pytest.raises(ConfigError, match=f"--{next(iter(wrong)).replace('_', '-')} cannot be "):
             TrainConfig(**wrong)
+    with pytest.raises(ConfigError, match=r"`ema` cannot be 1: Input should be less than 1"):
+        TrainConfig(ema=1)
+
+
+def test_a_config_is_frozen_and_a_changed_copy_is_checked():
+    config = TrainConfig(epochs=3)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.epochs = 4
+    assert config.replace(epochs=4) == TrainConfig(epochs=4)
+    with pytest.raises(ConfigError, match="--epochs cannot be 0"):
+        config.replace(epochs=0)
+    with pytest.raises(ConfigError, match="leave out --free-bits"):
+        config.replace(prior="flow", free_bits=0.1)
+
+
+def test_the_command_line_sets_every_flag_of_the_config(monkeypatch):
+    """Each flag with a value that is not its default reaches the field of its name."""
+    given = {
+        "data": "mnist",
+        "name": "some",
+        "epochs": 3,
+        "batch": 7,
+        "lr": 0.5,
+        "seed": 9,
+        "latent": 5,
+        "width": 6,
+        "activation": "post",
+        "image_size": (12, 8),
+        "channels": 3,
+        "fit": "cover",
+        "memory_limit": 10,
+        "likelihood": "logistic",
+        "prior": "mixture",
+        "iwae": 2,
+        "free_bits": 0.5,
+        "beta": 2.0,
+        "device": "cpu",
+        "compile": False,
+        "precision": "float32",
+        "patience": 3,
+    }
+    assert given.keys() == flags().keys()
+    seen = []
+
+    def command(settings: dict, steps: int = 1) -> None:
+        seen.append(settings)
+
+    app = typer.Typer()
+    app.command()(with_settings(command))
+    arguments = []
+    for name, value in given.items():
+        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        arguments += [f"--no-{name}"] if value is False else [f"--{name.replace('_', '-')}", text]
+    app(arguments, standalone_mode=False)
+    assert TrainConfig(**seen[0] | {"iwae": 1, "free_bits": 0}) == TrainConfig(
+        **given | {"iwae": 1, "free_bits": 0}
+    )
+    app([], standalone_mode=False)
+    assert TrainConfig(**seen[1]) == TrainConfig()
+
+
+def test_a_config_must_fit_the_data():
+    config = TrainConfig(image_size=(37, 53))
     with pytest.raises(ConfigError, match="8x8"):
         resolve(config, name="a", train=100, image=(8, 8, 1), binary=False)
     with pytest.raises(ConfigError, match="warp"):

@@ -1,6 +1,5 @@
 """The flow is a density: it comes back, its Jacobian is autograd's, and it has a mass of one."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -19,7 +18,7 @@ from vaeserve.bundle.files import BundleError, Draft
 from vaeserve.bundle.manifest import PriorSpec
 from vaeserve.bundle.noise import noise
 
-FLOW = dataclasses.replace(TINY, prior="flow", flow_blocks=3, flow_hidden=8)
+FLOW = TINY.replace(prior="flow", flow_blocks=3, flow_hidden=8)
 
 
 def wild(latent, blocks=4, seed=0):
@@ -85,14 +84,14 @@ def test_the_rate_under_a_flow_that_is_n_0_1_is_the_closed_form_on_average():
 
 def test_without_a_flow_the_other_weights_are_the_same():
     settings = {"image_size": (8, 8), "channels": 1}
-    plain, flowing = (build(dataclasses.replace(config, **settings)) for config in (TINY, FLOW))
+    plain, flowing = (build(config.replace(**settings)) for config in (TINY, FLOW))
     weights = flowing.state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in plain.state_dict().items())
     assert any(name.startswith("prior.") for name in weights)
 
 
 def test_in_bfloat16_the_flow_stays_float32():
-    network = build(dataclasses.replace(FLOW, image_size=(8, 8), channels=1))
+    network = build(FLOW.replace(image_size=(8, 8), channels=1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = network(torch.rand(2, 1, 8, 8), torch.randn(2, 4)).float()
     assert output.log_prior.dtype == torch.float32
@@ -101,7 +100,7 @@ def test_in_bfloat16_the_flow_stays_float32():
 
 @pytest.mark.parametrize(
     "config",
-    [FLOW, dataclasses.replace(TINY, likelihood="logistic", iwae=3, prior="flow", flow_blocks=2)],
+    [FLOW, TINY.replace(likelihood="logistic", iwae=3, prior="flow", flow_blocks=2)],
     ids=["flow", "all"],
 )
 def test_a_run_with_a_flow_goes_on_to_the_bit_and_learns(config, digits, tmp_path, monkeypatch):
@@ -117,7 +116,7 @@ def test_a_run_with_a_flow_goes_on_to_the_bit_and_learns(config, digits, tmp_pat
 @pytest.fixture(scope="module")
 def flowing(digits, tmp_path_factory):
     """A trained model with a flow whose draft has its graphs, and the network that they came from."""
-    config = dataclasses.replace(FLOW, epochs=20, likelihood="logistic", width=8)
+    config = FLOW.replace(epochs=20, likelihood="logistic", width=8)
     result = trainer.fit(config, digits, tmp_path_factory.mktemp("run"), progress=Watch())
     draft = export.export(result.checkpoint, digits, tmp_path_factory.mktemp("draft"))
     return draft, checkpoint.load(result.checkpoint)[0]

@@ -1,7 +1,5 @@
 """Any image shape in, the same shape out; the graphs keep the contract's names, types and ranges."""
 
-import dataclasses
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -26,7 +24,7 @@ SHAPES = [(28, 28, 1), (8, 8, 1), (37, 53, 3), (64, 48, 3), (4, 9, 1), (5, 40, 3
 
 def small(height, width, channels, **more):
     config = TrainConfig(image_size=(height, width), channels=channels, latent=6, width=4)
-    return build(dataclasses.replace(config, **more))
+    return build(config.replace(**more))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
