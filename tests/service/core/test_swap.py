@@ -150,9 +150,9 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from service.metrics import Metrics, resident_bytes
-from service.batcher import ModelThread
-from service.served import Loader
+from service.core.metrics import Metrics, resident_bytes
+from service.core.batcher import ModelThread
+from service.core.service import Loader
 from service.settings import Settings
 
 made, folder = Path(sys.argv[1]), Path(sys.argv[2])

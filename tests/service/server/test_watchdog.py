@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 # Every Python process imports this. What is drawn for few images is drawn on the event loop.
 HANGS = """
 import os, time
-from service.runtime.prior import Prior
+from vaeserve.bundle.prior import Prior
 
 draw = Prior.draw
 

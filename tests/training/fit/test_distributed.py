@@ -33,8 +33,11 @@ SCRIPT = """
     import dataclasses, os, sys
     from pathlib import Path
     from tests.training.runs import EVERY, TINY, Watch
-    from tests.training.test_distributed import LIKELIHOODS
-    from training import data, distributed, schedule, trainer
+    from tests.training.fit.test_distributed import LIKELIHOODS
+    from training.data import images as data
+    from training.fit import distributed
+    from training.fit import schedule
+    from training.fit import trainer
 
     schedule.EVALUATE_EVERY = EVERY
     ranks = distributed.join()
@@ -73,7 +76,8 @@ def test_two_processes_match_one(digits, tmp_path, monkeypatch):
 
 COMMAND_LINE = """
     import sys
-    from training import __main__, release
+    from training import __main__
+    from training.publishing import publish as release
 
     def published(*_):
         print("published", file=sys.stderr)

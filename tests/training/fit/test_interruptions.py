@@ -30,7 +30,10 @@ PARENT = """
     import dataclasses, os, random, resource, shutil, signal, sys, time
     from pathlib import Path
     from tests.training.runs import EVERY, TINY, Watch
-    from training import checkpoint, data, schedule, trainer
+    from training.fit import checkpoint
+    from training.data import images as data
+    from training.fit import schedule
+    from training.fit import trainer
 
     schedule.EVALUATE_EVERY = EVERY
     digits = data.load("digits")

@@ -21,7 +21,8 @@ COMPILED = """
     import dataclasses, sys
     from pathlib import Path
     from tests.training.runs import TINY, Watch
-    from training import data, trainer
+    from training.data import images as data
+    from training.fit import trainer
 
     watch = Watch()
     config = dataclasses.replace(TINY, epochs=1, compile=True)
