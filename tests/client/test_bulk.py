@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from benchmarks.bulk import after_parts, compare, kill_and_repeat, while_merging
 from vaeserve import Client
-from vaeserve.client.bulk import runner
 from vaeserve.client.bulk.job import Failure, Part, Task, opened
+from vaeserve.client.bulk.sender import Sender
 from vaeserve.client.bulk.sources import Entry, find, read
 from vaeserve.client.bulk.throttle import ConcurrencyLimit
 from vaeserve.client.cli import app
@@ -147,7 +147,7 @@ def test_a_request_is_repeated_until_it_succeeds(failure):
             raise failures.pop()
         return {"mean": np.zeros((len(files), 1))}
 
-    rows, failed = runner.Conductor(concurrency=2, patience=60).rows(call, sources(3))
+    rows, failed = Sender(concurrency=2, patience=60).files(call, sources(3))
     assert [indices for indices, _ in rows] == [[0, 1, 2]]
     assert not failed
     assert not failures
@@ -158,7 +158,7 @@ def test_patience_ends():
         raise overloaded(0.01)
 
     with pytest.raises(Overloaded):
-        runner.Conductor(concurrency=2, patience=0.05).rows(call, sources(3))
+        Sender(concurrency=2, patience=0.05).files(call, sources(3))
 
 
 def sources(count):
@@ -180,7 +180,7 @@ def test_files_that_are_refused_cost_the_others_nothing(pointing):
             raise BadRequest(422, "bad-image", "is broken", "id", errors)
         return {"mean": np.array([[float(file)] for file in files])}
 
-    rows, failed = runner.Conductor(concurrency=1, patience=60).rows(call, sources(128))
+    rows, failed = Sender(concurrency=1, patience=60).files(call, sources(128))
     assert sorted(each.entry for each in failed) == [3, 4, 90, 127]
     done = {
         i: value[0] for indices, columns in rows for i, value in zip(indices, columns["mean"], strict=True)
@@ -195,7 +195,7 @@ def test_what_no_file_is_to_blame_for_ends_the_job(status, kind):
         raise kind(status, "slug", "says no", "id", [])
 
     with pytest.raises(kind, match="says no"):
-        runner.Conductor(concurrency=1, patience=0).rows(call, sources(4))
+        Sender(concurrency=1, patience=0).files(call, sources(4))
 
 
 def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole, tmp_path, monkeypatch):
@@ -215,8 +215,8 @@ def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole
         return Client(*arguments, transport=Moody(), **options)
 
     monkeypatch.setattr("vaeserve.client.bulk.commands.Client", moody)
-    monkeypatch.setattr("vaeserve.client.bulk.runner.BYTES", 40 * 80)  # some 40 of these files
-    monkeypatch.setattr("vaeserve.client.bulk.runner.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("vaeserve.client.bulk.sender.BYTES", 40 * 80)  # some 40 of these files
+    monkeypatch.setattr("vaeserve.client.bulk.sender.LONGEST_WAIT", 0.05)
     monkeypatch.setattr("vaeserve.client.client.random.uniform", lambda low, high: 0.0)
     result = run(service, "encode", folder, "-o", tmp_path / "e.npz", "--concurrency", 3)
     assert result.exit_code == 0, result.output

@@ -2,8 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,11 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vaeserve.client.bulk import runner, samples, tables
 from vaeserve.client.bulk.job import Columns, Job, Task, opened
+from vaeserve.client.bulk.runner import Requests
 from vaeserve.client.bulk.sources import SUFFIXES, Entry, find
 from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
-from vaeserve.client.files import atomic_write
-from vaeserve.client.png import png
 
 SHOWN = 20  # failures that are printed; the side file has all
 
@@ -47,16 +45,15 @@ class Collection:
             posterior = client.encode(files)
             return {"mean": posterior.mean, "logvar": posterior.logvar}
 
-        return self._run(call, main="mean")
+        return self._images(call, partial(tables.merge, main="mean"))
 
     def score(self) -> int:
         """How well the model explains each image, and how unusual that is."""
 
         def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
-            found = client.score(files, k=self.options["k"], seed=job.seed, first=first)
-            return found.columns()
+            return client.score(files, k=self.options["k"], seed=job.seed, first=first).columns()
 
-        return self._run(call, main="elbo")
+        return self._images(call, partial(tables.merge, main="elbo"))
 
     def reconstruct(self) -> int:
         """The reconstruction of each image, and its mean squared error, which is also printed."""
@@ -65,84 +62,83 @@ class Collection:
             found = client.reconstruct(files)
             return {"images": found.images, "error": found.error.astype(np.float32)}
 
-        def show(job: Job) -> None:
+        def merge(job: Job, output: Path) -> None:
+            if output.suffix.lower() == ".png":
+                samples.merge(job, output)
+            else:
+                tables.merge(job, output, main="images")
             for names, columns in tables.named(job, ["error"]):
                 for name, error in zip(names, columns["error"], strict=True):
                     print(f"{error:.6f}  {name}")
 
-        return self._run(call, main="images", show=show)
+        return self._images(call, merge)
 
     def decode(self, latents: NDArray[Any]) -> int:
         """The image of each row of latents [n, *latent]."""
+
+        def requests(client: Client, job: Job) -> Requests:
+            return runner.latents(job, lambda first, rows: {"images": client.decode(rows)}, latents)
+
         samples.check(self.output, 0 if self._folder.exists() else len(latents))
-        with self._opened(len(latents)) as job:
+        return self._run(len(latents), requests, samples.merge)
 
-            def call(client: Client, first: int, rows: NDArray[Any]) -> Columns:
-                return {"images": client.decode(rows)}
-
-            self._ask(job, lambda client, **how: runner.decode(job, partial(call, client), latents, **how))
-            failed = tables.write_failures(job, self.output)
-            if failed < job.count:
-                samples.merge(job, self.output)
-            job.remove()
-        self._report(job.count - failed, job.count, failed, job.model)
-        return failed
-
-    def sample(self, n: int) -> None:
+    def sample(self, n: int) -> int:
         """`n` samples, which do not depend on how they are divided into requests."""
-        samples.check(self.output, 0 if self._folder.exists() else n)
         options = {name: value for name, value in self.options.items() if name not in ("n", "seed")}
-        with self._opened(n) as job:
 
-            def call(client: Client, rows: range) -> Columns:
+        def requests(client: Client, job: Job) -> Requests:
+            def call(rows: range) -> Columns:
                 found = client.sample(len(rows), seed=job.seed, first=rows.start, **options)
                 return {"images": found.images}
 
-            self._ask(job, lambda client, **how: runner.draw(job, partial(call, client), **how))
-            samples.merge(job, self.output)
-            job.remove()
-        print(f"{self.output}: {job.count:,} images, seed {job.seed}, {job.model}")
+            return runner.samples(job, call)
 
-    def _run(
+        samples.check(self.output, 0 if self._folder.exists() else n)
+        return self._run(n, requests, samples.merge)
+
+    def _images(
         self,
         call: Callable[[Client, Job, int, Sequence[bytes]], Columns],
-        *,
-        main: str,
-        show: Callable[[Job], None] | None = None,
+        merge: Callable[[Job, Path], None],
     ) -> int:
         if self.output.suffix.lower() == ".parquet":
             tables.check_parquet()
-        with self._opened(find(self.sources)) as job:
-            if job.count:
-                self._ask(job, lambda client, **how: runner.run(job, partial(call, client, job), **how))
-                rows, failed = self._write(job, main)
-                if show:
-                    show(job)
+        return self._run(
+            find(self.sources), lambda client, job: runner.files(job, partial(call, client, job)), merge
+        )
+
+    def _run(
+        self,
+        found: Iterable[Entry] | int,
+        requests: Callable[[Client, Job], Requests],
+        merge: Callable[[Job, Path], None],
+    ) -> int:
+        """Do the job, write its output and report; `found` is as in `opened`."""
+        if not self.output.parent.is_dir():
+            raise FileNotFoundError(f"No such file or directory: {self.output.parent}")
+        task = Task(self.command, self.sources, {"model": self.model, **self.options})
+        with opened(self._folder, task, found, self._reference) as job:
+            if not job.count:
+                raise ClientError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(self.sources)}")
+            self._send(job, requests)
+            failed = tables.write_failures(job, self.output)
+            if failed < job.count:
+                merge(job, self.output)
             job.remove()
-        if not job.count:
-            raise ClientError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(self.sources)}")
-        self._report(rows, job.count, failed, job.model)
+        self._report(job, failed)
         return failed
 
     @property
     def _folder(self) -> Path:
         return self.output.with_name(f"{self.output.name}.parts")
 
-    @contextmanager
-    def _opened(self, found: Iterable[Entry] | int) -> Iterator[Job]:
-        if not self.output.parent.is_dir():
-            raise FileNotFoundError(f"No such file or directory: {self.output.parent}")
-        task = Task(self.command, self.sources, {"model": self.model, **self.options})
-        with opened(self._folder, task, found, self._reference) as job:
-            yield job
-
-    def _ask(self, job: Job, run: Callable[..., None]) -> None:
+    def _send(self, job: Job, requests: Callable[[Client, Job], Requests]) -> None:
         """Request everything that has no result yet, with a progress bar on a terminal."""
         console = Console(stderr=True)
         if job.done:
             print(f"resuming at {job.done:,} of {job.count:,}", file=sys.stderr)
         with (
-            # The conductor retries instead: it knows how the other requests fare.
+            # The runner retries instead, because it knows of all requests in flight.
             Client(self.url, api_key=self.api_key, model=job.model, retries=0) as client,
             Progress(
                 BarColumn(),
@@ -161,17 +157,13 @@ class Collection:
                 speed = progress.tasks[0].speed
                 progress.update(bar, rate=f"{speed:,.0f} images/s" if speed else "")
 
-            run(client, concurrency=self.concurrency, patience=self.patience, advance=advance)
-
-    def _write(self, job: Job, main: str) -> tuple[int, int]:
-        if self.output.suffix.lower() != ".png":
-            return tables.merge(job, self.output, main)
-        failed = tables.write_failures(job, self.output)
-        images = [columns[main] for _, columns in tables.named(job, [main])]
-        if images:
-            with atomic_write(self.output) as file:
-                file.write(png(np.concatenate(images)))
-        return sum(map(len, images)), failed
+            runner.run(
+                job,
+                requests(client, job),
+                concurrency=self.concurrency,
+                patience=self.patience,
+                advance=advance,
+            )
 
     def _reference(self) -> str:
         """name@version of the model that answers every request of the job."""
@@ -188,15 +180,18 @@ class Collection:
             there += references
         raise ClientError(f"unknown-model: choose one with --model; the service has {', '.join(there)}")
 
-    def _report(self, rows: int, count: int, failed: int, model: str) -> None:
+    def _report(self, job: Job, failed: int) -> None:
         """Print the failures last, where they are seen."""
-        if rows:
-            print(f"{self.output}: {rows:,} of {count:,} images, {model}")
+        rows = job.count - failed
+        if self.command == "sample":
+            print(f"{self.output}: {rows:,} images, seed {job.seed}, {job.model}")
+        elif rows:
+            print(f"{self.output}: {rows:,} of {job.count:,} images, {job.model}")
         if failed:
             path = tables.failures_path(self.output)
             with path.open(encoding="utf-8") as lines:
                 for line in islice(lines, SHOWN):
                     failure = json.loads(line)
                     print(f"failed: {failure['path']}: {failure['reason']}", file=sys.stderr)
-            if failed > SHOWN:
-                print(f"failed: {failed - SHOWN:,} more, see {path}", file=sys.stderr)
+        if failed > SHOWN:
+            print(f"failed: {failed - SHOWN:,} more, see {path}", file=sys.stderr)

@@ -103,6 +103,15 @@ class Job:
                     [Failure(*each) for each in json.loads(archive["failed"].tobytes())],
                 )
 
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """The column of each part that has rows."""
+        return (part.columns[name] for part in self.parts([name]) if len(part.entries))
+
+    @property
+    def rows(self) -> int:
+        """How many entries have a result."""
+        return sum(len(part.entries) for part in self.parts(()))
+
     def remove(self) -> None:
         """Remove the job in one step: half a folder must not look like a job."""
         rest = self.folder.with_suffix(".removed")

@@ -1,27 +1,25 @@
-"""The images of a bulk job as one file, or as a folder of PNGs."""
+"""Writes the images of a bulk job as one file, or as a folder of PNG files."""
 
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vaeserve.client.bulk.job import Job
-from vaeserve.client.bulk.tables import array_of, member
+from vaeserve.client.bulk.tables import member, write_column
 from vaeserve.client.errors import ClientError
 from vaeserve.client.files import atomic_write
 from vaeserve.client.png import png
 
-SUFFIXES = (".png", ".npy", ".npz", "")  # the last is that of a folder
+SUFFIXES = (".png", ".npy", ".npz", "")  # a folder has none
 SHEET = 4096  # images of a contact sheet, which is made in memory
 
 
 def check(output: Path, n: int) -> None:
-    """ClientError if `n` images cannot become this output, before the work instead of after it."""
+    """Raise ClientError before the work starts if `n` images cannot become this output."""
     if output.suffix.lower() == ".png" and n > SHEET:
         raise ClientError(f"a contact sheet has at most {SHEET:,} images, not {n:,}; write .npy")
     if output.suffix == "" and output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -30,51 +28,39 @@ def check(output: Path, n: int) -> None:
 
 def merge(job: Job, output: Path) -> None:
     """Write the output of a finished job atomically. Entries that failed have no image."""
-    write: dict[str, Callable[[Job, Path], None]] = {".png": _png, ".npy": _npy, ".npz": _npz, "": _folder}
-    write[output.suffix.lower()](job, output)
-
-
-def _png(job: Job, output: Path) -> None:
+    if output.suffix == "":
+        _folder(job, output)
+        return
     with atomic_write(output) as file:
-        file.write(png(np.concatenate(list(_images(job)))))
+        match output.suffix.lower():
+            case ".png":
+                file.write(png(np.concatenate(list(job.column("images")))))
+            case ".npy":
+                write_column(file, job, "images")
+            case _:
+                _npz(job, file)
 
 
-def _npy(job: Job, output: Path) -> None:
-    first = next(_images(job))
-    with atomic_write(output) as file:
-        array_of(file, first.dtype, (_count(job), *first.shape[1:]), _images(job))
-
-
-def _npz(job: Job, output: Path) -> None:
+def _npz(job: Job, file: IO[bytes]) -> None:
     """images, seed and model, as numpy.savez writes them."""
-    first, model = next(_images(job)), np.array(job.model)
-    with atomic_write(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        member(archive, "seed", np.dtype(np.int64), (), iter([np.array(job.seed)]))
-        member(archive, "model", model.dtype, (), iter([model]))
-        member(archive, "images", first.dtype, (_count(job), *first.shape[1:]), _images(job))
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, value in (("seed", job.seed), ("model", job.model)):
+            with member(archive, name) as array:
+                np.save(array, np.array(value))
+        with member(archive, "images") as array:
+            write_column(array, job, "images")
 
 
 def _folder(job: Job, output: Path) -> None:
-    """<row>.png for each image: in the folder of the job first, which is then renamed."""
+    """<row>.png for each image, written in the job's folder and then renamed in one step."""
     draft = job.folder / "images"
     if output.exists() and any(output.iterdir()):
-        # The last run was killed after the rename: there was no such folder when the job began.
-        return
+        return  # the last run was killed after the rename: `check` refused such a folder at the start
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    rows = iter(range(job.count))
-    for images in _images(job):
-        for image in images:
-            with (draft / f"{next(rows):08d}.png").open("wb") as file:
-                file.write(png(image[None]))
+    images = (image for images in job.column("images") for image in images)
+    for row, image in enumerate(images):
+        (draft / f"{row:08d}.png").write_bytes(png(image[None]))
     if output.exists():
         output.rmdir()  # is empty
     os.replace(draft, output)
-
-
-def _images(job: Job) -> Iterator[NDArray[Any]]:
-    return (part.columns["images"] for part in job.parts(["images"]) if len(part.entries))
-
-
-def _count(job: Job) -> int:
-    return sum(len(part.entries) for part in job.parts(()))

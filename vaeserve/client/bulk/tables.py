@@ -1,11 +1,11 @@
-"""The parts of a bulk job as one file: .parquet, .npz or .npy, written without holding more than a part.
+"""Writes the parts of a bulk job as one .parquet, .npz or .npy, with one part in memory at a time.
 
 Output and side files are written atomically.
 """
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -22,24 +22,21 @@ GROUP_ROWS, GROUP_BYTES = 1 << 16, 64 << 20  # of a row group of Parquet
 SUFFIXES = (".parquet", ".npz", ".npy")
 
 
-def merge(job: Job, output: Path, main: str) -> tuple[int, int]:
-    """Write the output and its side files, and count (images in it, images that failed).
+def merge(job: Job, output: Path, main: str) -> None:
+    """Write the output of a finished job. Images that failed are left out.
 
-    `main` is the column of a .npy, which has `<output>.paths.txt` beside it. `<output>.failed.jsonl` lists
-    those that failed, if any.
+    `main` is the column of a .npy, which has `<output>.paths.txt` beside it.
     """
-    write: dict[str, Callable[[Job, Path, str], int]] = {".parquet": _parquet, ".npz": _npz, ".npy": _npy}
-    failed = write_failures(job, output)
-    rows = sum(len(part.entries) for part in job.parts(()))
-    if rows:
-        write[output.suffix.lower()](job, output, main)
-    return rows, failed
+    match output.suffix.lower():
+        case ".parquet":
+            _parquet(job, output)
+        case ".npz":
+            _npz(job, output)
+        case _:
+            _npy(job, output, main)
 
 
-Named = tuple[list[str], Columns]
-
-
-def named(job: Job, columns: Sequence[str] | None = None) -> Iterator[Named]:
+def named(job: Job, columns: Sequence[str] | None = None) -> Iterator[tuple[list[str], Columns]]:
     """The names of the images that have results, and their columns, part by part."""
     all_names = job.names()
     for part in job.parts(columns):
@@ -49,14 +46,15 @@ def named(job: Job, columns: Sequence[str] | None = None) -> Iterator[Named]:
 
 
 def check_parquet() -> None:
-    """ClientError without pyarrow, before the work instead of after it."""
+    """Raise ClientError before the work starts if pyarrow is missing."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ClientError(f"Parquet needs pyarrow: pip install 'vaeserve[parquet]' ({error})") from error
+        raise ClientError(f"Parquet needs pyarrow ({error}): pip install 'vaeserve[parquet]'") from error
 
 
 def failures_path(output: Path) -> Path:
+    """The side file that lists the images without a result."""
     return output.with_name(f"{output.name}.failed.jsonl")
 
 
@@ -75,40 +73,30 @@ def write_failures(job: Job, output: Path) -> int:
     return count
 
 
-def _npz(job: Job, output: Path, main: str) -> int:
+def _npz(job: Job, output: Path) -> None:
     """path, model and every column, as numpy.savez writes them, one column after the other."""
-    first = next(named(job))[1]
-    rows = longest = 0
-    for names, _ in named(job, ()):
-        rows += len(names)
-        longest = max(longest, *map(len, names))
-    text = np.dtype(f"<U{longest}")
-    with atomic_write(output) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
-        member(archive, "path", text, (rows,), (np.array(names, text) for names, _ in named(job, ())))
-        member(archive, "model", np.dtype(f"<U{len(job.model)}"), (), iter([np.array(job.model)]))
-        for name, column in first.items():
-            arrays = (part.columns[name] for part in job.parts([name]) if len(part.entries))
-            member(archive, name, column.dtype, (rows, *column.shape[1:]), arrays)
-    return rows
+    text = np.dtype(f"<U{max(len(name) for names, _ in named(job, ()) for name in names)}")
+    with atomic_write(output) as file, zipfile.ZipFile(file, "w") as archive:
+        with member(archive, "path") as array:
+            write_array(array, text, (job.rows,), (np.array(names, text) for names, _ in named(job, ())))
+        with member(archive, "model") as array:
+            np.save(array, np.array(job.model))
+        for name in next(named(job))[1]:
+            with member(archive, name) as array:
+                write_column(array, job, name)
 
 
-def _npy(job: Job, output: Path, main: str) -> int:
+def _npy(job: Job, output: Path, main: str) -> None:
     """The main column alone. The side file names the image of each row."""
-    first = next(named(job))[1][main]
-    rows = 0
     with atomic_write(output.with_name(f"{output.name}.paths.txt")) as file:
         for names, _ in named(job, ()):
-            rows += len(names)
             file.write("".join(f"{name}\n" for name in names).encode())
     with atomic_write(output) as file:
-        arrays = (part.columns[main] for part in job.parts([main]) if len(part.entries))
-        array_of(file, first.dtype, (rows, *first.shape[1:]), arrays)
-    return rows
+        write_column(file, job, main)
 
 
-def _parquet(job: Job, output: Path, main: str) -> int:
+def _parquet(job: Job, output: Path) -> None:
     """path, model and every column. Vectors are FixedSizeLists, with their shape in the field's metadata."""
-    check_parquet()
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,7 +109,6 @@ def _parquet(job: Job, output: Path, main: str) -> int:
             pa.field(name, pa.list_(kind, size) if column.ndim > 1 else kind, metadata={"shape": shape})
         )
     schema = pa.schema(fields)
-    rows = 0
     with atomic_write(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         group: list[Any] = []
         for names, columns in named(job):
@@ -132,32 +119,29 @@ def _parquet(job: Job, output: Path, main: str) -> int:
                 size = int(np.prod(column.shape[1:]))
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, size) if column.ndim > 1 else flat)
             group.append(pa.record_batch(arrays, schema=schema))
-            rows += len(names)
             if sum(len(each) for each in group) >= GROUP_ROWS or sum(e.nbytes for e in group) >= GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(group))
                 group = []
         if group:
             writer.write_table(pa.Table.from_batches(group))
-    return rows
 
 
-def member(
-    archive: zipfile.ZipFile,
-    name: str,
-    dtype: np.dtype[Any],
-    shape: tuple[int, ...],
-    arrays: Iterator[NDArray[Any]],
+def member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A new array of an .npz, open for writing."""
+    return archive.open(f"{name}.npy", "w", force_zip64=True)
+
+
+def write_column(file: IO[bytes], job: Job, name: str) -> None:
+    """Write a column as numpy.save does, part by part."""
+    first = next(job.column(name))
+    write_array(file, first.dtype, (job.rows, *first.shape[1:]), job.column(name))
+
+
+def write_array(
+    file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterator[NDArray[Any]]
 ) -> None:
-    """Write an array of an .npz from pieces along its first axis."""
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-        array_of(file, dtype, shape, arrays)
-
-
-def array_of(
-    file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], arrays: Iterator[NDArray[Any]]
-) -> None:
-    """Write what numpy.save writes, from pieces along the first axis."""
+    """Write an array as numpy.save does, from pieces along its first axis."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(file, header)
-    for array in arrays:
-        file.write(np.ascontiguousarray(array, dtype).tobytes())
+    for piece in pieces:
+        file.write(np.ascontiguousarray(piece, dtype).tobytes())
