@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.quality import _mean, split
 from training.config import TrainConfig
 from training.data import images as data
+from training.data.load import load
 from training.evaluation import metrics
 from training.fit import checkpoint, trainer
 from training.fit.batches import Pixels, draw
@@ -151,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names = list(dict.fromkeys([next(iter(ROWS)), *arguments.only]))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    loaded = data.load(arguments.data)
+    loaded = load(arguments.data)
     for seed in range(arguments.seeds):
         base = TrainConfig(
             seed=seed,

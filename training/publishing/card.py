@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.images import SETS, Images
+from training.data.images import Images
+from training.data.sources import SETS
 from vaeserve.bundle.manifest import Manifest, Metric
 
 FIGURES = {

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.config import TrainConfig
-from training.data.binarised import as_seen
-from training.data.images import Images, Slices
+from training.data.binarised import model_inputs
+from training.data.images import Images
 from training.fit import checkpoint as checkpoints
 from training.model.flow import DensityGraph, Flow, PriorGraph
 from training.model.networks import DecoderGraph, EncoderGraph
 from training.publishing import fit_priors as priors
+from vaeserve.bundle.batched import CHUNK, ImageSource, encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import DENSITY, Draft, Golden
@@ -41,7 +42,6 @@ from vaeserve.bundle.manifest import (
     Training,
 )
 from vaeserve.bundle.noise import noise
-from vaeserve.bundle.posterior import Posterior
 from vaeserve.bundle.prior import MIXTURE_FILE, Mixture, write_prior
 
 OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
@@ -55,7 +55,6 @@ GRAPHS = {  # the file of each graph and its input, by its first output
     "z": (PRIOR, "eps"),
     "eps": (DENSITY, "z"),
 }
-CHUNK = 256  # images per engine call: large enough to be fast, small enough for any memory
 
 
 class ExportError(Exception):
@@ -72,7 +71,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     """
     network, state = checkpoints.load(checkpoint)
     config = TrainConfig.from_dict(state["config"])
-    held_out = as_seen(config.likelihood, data, data.split.validation, config.seed)
+    held_out = model_inputs(config.likelihood, data, data.split.validation, config.seed)
     images = held_out[: max(GOLDEN_ROWS, *PARITY_BATCHES)]
     write_graph(
         EncoderGraph(network.encoder),
@@ -123,7 +122,7 @@ def fit_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -
         "validation": data.split.validation,
     }
     posteriors = {
-        part: encode(engine, as_seen(config.likelihood, data, rows, config.seed))
+        part: encode(engine, model_inputs(config.likelihood, data, rows, config.seed))
         for part, rows in parts.items()
     }
 
@@ -225,12 +224,6 @@ def parity(
     return Tolerance(latent=max(1e-3, 20 * max(worst.values())), pixels=max(1e-3, 20 * pixels))
 
 
-def encode(engine: Engine, images: Slices) -> Posterior:
-    """The posterior of any number of images, in chunks: mean and logvar, float32 [n, *latent]."""
-    parts = [engine.encode(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
-    return Posterior(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
 def code_version() -> str:
     """This package's version, and the commit where it runs from a checkout."""
     here = Path(__file__).parent
@@ -248,7 +241,7 @@ def shown_source(source: str) -> str:
 
 
 def _measured(
-    engine: Engine, config: TrainConfig, images: Slices, scale: torch.Tensor | None
+    engine: Engine, config: TrainConfig, images: ImageSource, scale: torch.Tensor | None
 ) -> dict[str, Any]:
     """Manifest fields that are measurements on the validation images; `scale` is the logistic's, trained."""
     posterior = encode(engine, images)

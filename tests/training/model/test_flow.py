@@ -13,6 +13,7 @@ from training.model import objective
 from training.model.flow import Flow, log_standard_normal
 from training.model.networks import build
 from training.publishing import export
+from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import BundleError, Draft
 from vaeserve.bundle.manifest import PriorSpec
@@ -173,7 +174,7 @@ def test_the_served_prior_explains_latents_better_and_both_bounds_are_reported(f
     draft, network = flowing
     engine = Engine(draft.bundle())
     images = digits.pixels[digits.split.test]
-    mean, logvar = encoded = export.encode(engine, images)
+    mean, logvar = encoded = encode(engine, images)
     found = evaluate.elbo(engine, images, encoded, 0)
     assert found["elbo_prior"].value > found["elbo"].value
     z = torch.from_numpy(encoded.sample(0))
