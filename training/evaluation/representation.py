@@ -102,7 +102,8 @@ class _Untrained:
     """The posterior means of the model's network as it was before its first step, by torch."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from training.model.networks import EncoderGraph, build
+        from training.model.graphs import EncoderGraph
+        from training.model.networks import build
 
         self.graph = EncoderGraph(build(config).eval().encoder)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from training.data.images import Images
 from training.data.sources import SETS
+from training.model.likelihoods import LIKELIHOODS
 from vaeserve.bundle.manifest import Manifest, Metric
 
 FIGURES = {
@@ -172,8 +173,8 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
     flow = manifest.prior is not None and manifest.prior.kind == "flow"
     if flow:
         prior = "the same (`/sample?prior=mixture`: one that was fitted afterwards)"
-    symbol = "s" if likelihood and likelihood.kind == "logistic" else "σ"
     kind = "unknown" if likelihood is None else likelihood.kind
+    symbol = LIKELIHOODS[kind].symbol if kind in LIKELIHOODS else "σ"
     scale = f" ({symbol} = {likelihood.scale:.4f})" if likelihood and likelihood.scale else ""
     source = config.get("data", data.name)
     iwae, side = metrics.get("iwae"), min(image.height, image.width)
@@ -182,7 +183,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
         shape="×".join(map(str, image.shape)),
         latent=latent.size,
         likelihood=kind + scale,
-        kind=BERNOULLI if kind == "bernoulli" else BINNED,
+        kind=BERNOULLI if kind in LIKELIHOODS and LIKELIHOODS[kind].binary else BINNED,
         trained=TRAINED["flow" if flow else config.get("prior", "normal")],
         prior=prior,
         data=source,

@@ -24,14 +24,14 @@ from training.config import TrainConfig
 from training.data.binarised import model_inputs
 from training.data.images import Images
 from training.fit import checkpoint as checkpoints
-from training.model.flow import DensityGraph, Flow, PriorGraph
-from training.model.networks import DecoderGraph, EncoderGraph
+from training.model.flow import Flow
+from training.model.graphs import DecoderGraph, DensityGraph, EncoderGraph, PriorGraph
+from training.model.networks import VAE
 from training.publishing import fit_priors as priors
 from vaeserve.bundle.batched import CHUNK, ImageSource, encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import DENSITY, Draft, Golden
-from vaeserve.bundle.likelihood import Bernoulli, Gaussian, Logistic
 from vaeserve.bundle.manifest import (
     DataRecord,
     ImageSpec,
@@ -80,14 +80,14 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
         folder,
     )
     latents = torch.zeros(2, network.shape.latent)
-    write_graph(DecoderGraph(network.decoder), latents, ["image", "pixels"], folder)
+    write_graph(DecoderGraph(network.decoder, network.likelihood), latents, ["image", "pixels"], folder)
     if network.flow is not None:
         write_graph(PriorGraph(network.flow), latents, ["z"], folder)
         write_graph(DensityGraph(network.flow), latents, ["eps", "log_density"], folder)
     golden(network.encoder, network.decoder, images[:GOLDEN_ROWS], network.flow).save(folder / "golden.npz")
 
     height, width, channels = data.shape
-    levels = 2 if config.likelihood == "bernoulli" else data.levels  # grey images are binarised for it
+    levels = 2 if network.likelihood.binary else data.levels  # grey images are binarised
     manifest = Manifest(
         name=config.name or data.name,
         version=1,  # the next free one is taken at publishing
@@ -108,7 +108,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     draft = Draft(folder, manifest)
     engine = Engine(draft.bundle(), threads=usable_cpus())
     tolerance = parity(network.encoder, network.decoder, engine, images, network.flow)
-    measured = _measured(engine, config, held_out, network.scale) | {"tolerance": tolerance}
+    measured = _measured(engine, network, held_out, config.seed) | {"tolerance": tolerance}
     fit_prior(engine, config, data, folder)
     if network.flow is None:  # which else is what is served; the mixtures lie beside it
         measured["prior"] = PriorSpec(kind="gmm", file=MIXTURE_FILE)
@@ -240,26 +240,21 @@ def shown_source(source: str) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def _measured(
-    engine: Engine, config: TrainConfig, images: ImageSource, scale: torch.Tensor | None
-) -> dict[str, Any]:
-    """Manifest fields that are measurements on the validation images; `scale` is the logistic's, trained."""
+def _measured(engine: Engine, network: VAE, images: ImageSource, seed: int) -> dict[str, Any]:
+    """Manifest fields that are measurements on the validation images."""
     posterior = encode(engine, images)
-    update: dict[str, Any] = {
-        "latent": engine.manifest.latent.model_copy(
-            update={"kl": tuple(np.round(posterior.kl().mean(axis=0), 4).ravel().tolist())}
-        ),
-        "likelihood": Bernoulli(),
-    }
-    if scale is not None:
-        update["likelihood"] = Logistic(scale=float(scale.detach()))
-    if config.likelihood == "gaussian":
-        z = posterior.sample(config.seed)
+
+    def error() -> float:
+        z = posterior.sample(seed)
         squares = sum(
             float(np.square(engine.pixels(z[at : at + CHUNK]) - images[at : at + CHUNK] / 255.0).sum())
             for at in range(0, len(images), CHUNK)
         )
-        update["likelihood"] = Gaussian(
-            scale=max(squares / (len(images) * math.prod(images[:1].shape[1:])), 1e-12) ** 0.5,
-        )
-    return update
+        return squares / (len(images) * math.prod(images[:1].shape[1:]))
+
+    learned = None if network.scale is None else float(network.scale.detach())
+    kl = tuple(np.round(posterior.kl().mean(axis=0), 4).ravel().tolist())
+    return {
+        "latent": engine.manifest.latent.model_copy(update={"kl": kl}),
+        "likelihood": network.likelihood.record(learned, error),
+    }

@@ -70,7 +70,7 @@ def test_it_begins_as_the_standard_normal_and_every_half_is_moved():
     torch.testing.assert_close(flow.sample(z), z)
     moved = (wild(5, blocks=2).sample(z) - z).abs()
     assert (moved > 1e-3).any(0).all()
-    with pytest.raises(ValueError, match="needs two"):
+    with pytest.raises(ValueError, match="use two or more"):
         Flow(1, 2, 4)
 
 
