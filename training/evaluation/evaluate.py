@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from training.data.binarised import model_inputs
 from training.data.images import Images, Say
 from training.evaluation.metrics import active_units, mean_of, psnr, ssim
-from training.evaluation.representation import beside_others
+from training.evaluation.representation import compare_with_baselines
 from training.evaluation.samples import sample_quality
 from vaeserve.bundle.batched import CHUNK, ImageSource, encode
 from vaeserve.bundle.engine import Engine
@@ -55,9 +55,9 @@ def evaluate(
     elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it;
     iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
     N(0, I); elbo_prior and iwae_prior the same under the flow or the mixture that is served; mse, psnr, ssim
-    on [0, 1] of reconstructions from the posterior mean; active_units; and what `beside_others` and
+    on [0, 1] of reconstructions from the posterior mean; active_units; and what `compare_with_baselines` and
     `sample_quality` add.
-    hole: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
+    prior_gap: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
     """
     if engine.manifest.likelihood is None:
         raise ValueError(f"{engine.manifest.reference} has no likelihood, so it has no ELBO to evaluate")
@@ -73,14 +73,14 @@ def evaluate(
     metrics |= iwae(engine, few, posterior.take(chosen), iwae_k, seed)
     metrics |= reconstruction(engine, images, mean)
     metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
-    metrics |= beside_others(engine, data, seed, say)
+    metrics |= compare_with_baselines(engine, data, seed, say)
     metrics |= sample_quality(engine, data, mean, seed, say)
     return Evaluation(metrics, mean, posterior.kl().mean(axis=0))
 
 
 def elbo(engine: Engine, images: ImageSource, posterior: Posterior, seed: int) -> dict[str, Metric]:
     """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]; elbo_prior and
-    hole, where another prior than N(0, I) is served: the one's rate is that of the same z."""
+    prior_gap where another prior than N(0, I) is served: its rate is that of the same z."""
     rates: Doubles = posterior.kl().reshape(len(images), -1).sum(axis=1)
     served = _log_served(engine)
     z = posterior.sample(seed)
@@ -104,7 +104,7 @@ def elbo(engine: Engine, images: ImageSource, posterior: Posterior, seed: int) -
         logvar = posterior.logvar.reshape(len(z), -1).astype(np.float64)
         entropy = 0.5 * (logvar + math.log(2 * math.pi) + 1).sum(axis=1)
         figures["elbo_prior"] = mean_of(-distortions + entropy + densities, seed)
-        figures["hole"] = mean_of(densities - log_standard_normal(flat), seed)
+        figures["prior_gap"] = mean_of(densities - log_standard_normal(flat), seed)
     return figures
 
 

@@ -26,7 +26,7 @@ MOST_CLASSES = 100  # a probe of more takes longer than the training
 Floats = NDArray[np.float32]
 
 
-def beside_others(engine: Engine, data: Images, seed: int, say: Say) -> dict[str, Metric]:
+def compare_with_baselines(engine: Engine, data: Images, seed: int, say: Say) -> dict[str, Metric]:
     """`linear_probe` and `knn5` of the posterior mean, and of `_pca`, `_pixels`, `_random`; the first two
     only where there are labels. `mse_pca`, `psnr_pca`, `ssim_pca`: reconstructions from as many principal
     components as the model has latents. `fitted`: how many training images all of them were fitted on.

@@ -26,7 +26,7 @@ class Outcome:
     beta: float
 
 
-def take(
+def train_step(
     config: TrainConfig,
     plan: Plan,
     now: State,

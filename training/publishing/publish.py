@@ -15,7 +15,7 @@ from training.publishing import calibration, mapping, report
 from training.publishing import figures as pictures
 from training.publishing.card import beside_float32, card
 from training.publishing.export import export
-from training.publishing.quantize import CALIBRATED_ON, quantise, speed
+from training.publishing.quantize import CALIBRATED_ON, quantize, speed
 from vaeserve.bundle.batched import encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
@@ -83,7 +83,7 @@ def release_int8(path: Path, data: Images, models: Path, say: Say = print) -> Pa
     bundle, manifest = exact.bundle, exact.manifest
     if manifest.likelihood is None or manifest.training is None:
         raise DataError(
-            f"{manifest.reference} does not say how it was trained; quantise one that vae-train made"
+            f"{manifest.reference} does not say how it was trained; quantize one that vae-train made"
         )
     if manifest.training.data.digest != data.digest:
         raise DataError(
@@ -98,7 +98,7 @@ def release_int8(path: Path, data: Images, models: Path, say: Say = print) -> Pa
         rows = np.sort(np.random.default_rng(seed).permutation(data.split.train)[:CALIBRATED_ON])
         images = model_inputs(manifest.likelihood.kind, data, rows, seed)[:]
         latents = encode(exact, images).sample(seed)
-        draft = with_held_out(quantise(Draft(Path(work), manifest), images, latents), data, say)
+        draft = with_held_out(quantize(Draft(Path(work), manifest), images, latents), data, say)
         engine = Engine(draft.bundle())
         faster = speed(exact, engine)
         metrics = manifest.metrics

@@ -94,7 +94,7 @@ def test_a_trained_model_embeds_better_than_chance_and_others_are_beside_it(eval
 
 def test_large_sets_are_fitted_and_judged_on_a_part_of_them(exported, digits, monkeypatch):
     monkeypatch.setattr(representation, "MOST_VALUES", 64 * 100)  # a hundred images
-    metrics = representation.beside_others(exported.engine, digits, 0, lambda text: None)
+    metrics = representation.compare_with_baselines(exported.engine, digits, 0, lambda text: None)
     assert metrics["fitted"].n == 100
     assert {metrics[name].n for name in ("knn5", "mse_pca", "linear_probe_random")} == {25}
 
@@ -131,8 +131,8 @@ def test_a_bernoulli_model_of_grey_data_is_evaluated_on_one_binarised_test_set(d
 
 def test_the_fitted_prior_explains_the_posterior_better_than_the_normal(exported, digits, evaluation):
     assert exported.engine.prior.mixture is not None
-    hole = evaluation.metrics["hole"]
-    assert hole.value > 0
+    prior_gap = evaluation.metrics["prior_gap"]
+    assert prior_gap.value > 0
     assert hole.n == len(digits.split.test)
     assert evaluation.metrics["iwae_prior"].value > evaluation.metrics["iwae"].value
 

@@ -184,4 +184,4 @@ def test_the_served_prior_explains_latents_better_and_both_bounds_are_reported(f
     assert found["elbo_prior"].value == pytest.approx(-found["distortion"].value - rate, abs=1e-3)
     bounds = evaluate.iwae(engine, images[:40], encoded.take(slice(40)), 20, 0)
     assert bounds["iwae_prior"].value > bounds["iwae"].value
-    assert math.isfinite(found["hole"].value)
+    assert math.isfinite(found["prior_gap"].value)
