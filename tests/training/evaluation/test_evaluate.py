@@ -133,7 +133,7 @@ def test_the_fitted_prior_explains_the_posterior_better_than_the_normal(exported
     assert exported.engine.prior.mixture is not None
     prior_gap = evaluation.metrics["prior_gap"]
     assert prior_gap.value > 0
-    assert hole.n == len(digits.split.test)
+    assert prior_gap.n == len(digits.split.test)
     assert evaluation.metrics["iwae_prior"].value > evaluation.metrics["iwae"].value
 
 
