@@ -89,7 +89,11 @@ def test_every_setting_and_command_is_documented():
     commands = (
         "vae-client",
         *(f"vae-client {name}" for name in get_command(vae_client.app).commands),
-        *(f"vae-train {name}" for name in get_command(vae_train.app).commands),
+        *(
+            f"vae-train {name}"
+            for name, each in get_command(vae_train.app).commands.items()
+            if not each.hidden
+        ),
     )
     helps = {f"{command} --help" for command in ("vae-serve", "vae-serve check", *commands)}
     assert set(documents.parts("docs/settings.md")) == {"settings", *helps}

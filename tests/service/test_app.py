@@ -70,7 +70,7 @@ def test_without_a_model_it_is_never_ready_and_says_why(prepare, tmp_path):
     folder, said, default = tmp_path / "models", None, None
     match prepare:
         case "nothing":
-            said = "is no folder"
+            said = "is not a folder"
         case "empty":
             folder.mkdir()
             said = "holds no model; train one"

@@ -122,9 +122,8 @@ class Engine:
             posterior = self.encode(golden.input)
             image, pixels = self._decoder.run(["image", "pixels"], {"z": golden.mean})
             of_flow: list[tuple[str, Any, Any, float]] = []
-            if (
-                self._flow is not None and golden.eps is not None
-            ):  # never None here: `Bundle.golden` checks it
+            # `Bundle.golden` has checked that a flow has its `eps`; the second test is for mypy.
+            if self._flow is not None and golden.eps is not None:
                 of_flow.append(("z", self.transform(golden.eps), golden.z, allowed.latent))
             if self._density is not None:
                 eps, density = self._density.run(["eps", "log_density"], {"z": golden.z})

@@ -66,7 +66,7 @@ def test_a_missing_provider_is_an_error_of_one_line(repository, free_port, worke
     ended = run("--models", repository, "--port", free_port, "--provider", "cuda", "--workers", workers)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert "vae-serve: cuda was asked for" in line
+    assert "vae-serve: provider cuda needs CUDAExecutionProvider" in line
     assert "install onnxruntime-gpu in its place, or leave out --provider" in line
 
 
@@ -119,7 +119,7 @@ def test_check_prints_one_line_for_each_bundle(repository, tmp_path):
     assert ended.returncode == 1
     first, second = ended.stdout.splitlines()
     assert first.split() == ["good", "tiny@1", str(good)]
-    assert second.startswith(f"bad   {bad}/encoder.onnx has another SHA-256")
+    assert second.startswith(f"bad   {bad}/encoder.onnx does not match the SHA-256")
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ HANGS = """
 import os, time
 from vaeserve.bundle.prior import Prior
 
-draw = Prior.draw
+sample = Prior.sample
 
 def hanging(*arguments, **options):
     while os.path.exists(os.environ["HANG"]):
         time.sleep(0.1)
-    return draw(*arguments, **options)
+    return sample(*arguments, **options)
 
-Prior.draw = hanging
+Prior.sample = hanging
 """
 
 

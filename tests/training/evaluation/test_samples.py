@@ -7,6 +7,7 @@ import pytest
 
 from training.data.images import from_arrays
 from training.evaluation import samples
+from vaeserve.bundle.posterior import Posterior
 
 RNG = np.random.default_rng(0)
 
@@ -99,7 +100,7 @@ class Perfect:
 
     def encode(self, images):
         mean = images.reshape(len(images), -1).astype(np.float32)
-        return SimpleNamespace(mean=mean, logvar=mean)
+        return Posterior(mean, mean)
 
     def decode(self, z):
         return z.reshape(-1, 8, 8, 1).astype(np.uint8)
