@@ -128,7 +128,8 @@ def test_requests_wait_for_retry_after_and_stay_below_the_limit():
 @pytest.mark.parametrize(
     "failure", [overloaded(0.01), Unreachable("gone"), ServerFault(504, "t", "", "", [])]
 )
-def test_a_request_is_repeated_until_it_succeeds(failure):
+def test_a_request_is_repeated_until_it_succeeds(failure, monkeypatch):
+    monkeypatch.setattr("vaeserve.client.bulk.sender.LONGEST_WAIT", 0.01)
     failures = [failure] * 3
 
     def call(first, files):

@@ -1,4 +1,4 @@
-"""`vae-client`: the service from the command line, for one image or a whole collection."""
+"""The commands of `vae-client`, for one image or a whole collection."""
 
 import hashlib
 import sys
@@ -18,9 +18,9 @@ from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
 from vaeserve.client.files import atomic_write
 
-SOME_FAILED = 3  # the exit status of a bulk command that is done, but for some files
+SOME_FAILED = 3  # the exit status of a bulk command some of whose files failed
 
-SHOWN = frozenset({"p_value", "elbo", "distortion", "rate", "error", "iwae"})  # of the scores, on a terminal
+SHOWN = frozenset({"p_value", "elbo", "distortion", "rate", "error", "iwae"})  # scores on a terminal
 
 app = typer.Typer(
     name="vae-client",
@@ -62,7 +62,7 @@ Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests in fligh
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Image files, folders (searched recursively), quoted globs, .tar[.gz], .txt: a path a line."
+        help="Image files, folders (searched recursively), quoted globs, .tar[.gz], .txt (one path per line)."
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)]
@@ -178,7 +178,7 @@ def score(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help=".parquet or .npz. [default: a line for each image on the terminal]"
+            "-o", "--output", help=".parquet or .npz. [default: one line per image on the terminal]"
         ),
     ] = None,
     k: Annotated[
@@ -217,7 +217,7 @@ def score(
 @command
 def interpolate(
     start: Annotated[Path, typer.Argument(help="An image file.", exists=True, dir_okay=False)],
-    end: Annotated[Path, typer.Argument(help="Another one.", exists=True, dir_okay=False)],
+    end: Annotated[Path, typer.Argument(help="The other image file.", exists=True, dir_okay=False)],
     output: Annotated[
         Path, typer.Option("-o", "--output", help=".gif or .webp (animation), .png (strip) or .npy.")
     ],
@@ -228,7 +228,7 @@ def interpolate(
     api_key: ApiKey = None,
     model: Model = None,
 ) -> None:
-    """Go from one image to another through the latent space."""
+    """Interpolate between two images in the latent space."""
     query = {"n": n, "method": method, "duration": duration}
     _picture("/interpolate", [start, end], output, query, Client(url, api_key=api_key, model=model))
 
@@ -236,9 +236,9 @@ def interpolate(
 @command
 def traverse(
     image: Annotated[Path, typer.Argument(help="An image file.", exists=True, dir_okay=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help=".png (a row a dimension) or .npy.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".png (one row per dimension) or .npy.")],
     dimensions: Annotated[
-        str | None, typer.Option(help="As in 3,17. [default: those with the highest KL]")
+        str | None, typer.Option(help="For example 3,17. [default: those with the highest KL]")
     ] = None,
     n: Annotated[int, typer.Option("-n", min=2, max=64, help="Steps of each dimension.")] = 9,
     extent: Annotated[float, typer.Option(min=0, max=10, help="From -extent to +extent.")] = 3.0,
@@ -256,7 +256,7 @@ def arithmetic(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help=".png or .npy.")],
     weights: Annotated[
-        str | None, typer.Option(help="One for each image, as in 1,-1,1. [default: the average]")
+        str | None, typer.Option(help="One for each image, for example 1,-1,1. [default: the average]")
     ] = None,
     url: Url = LOCAL,
     api_key: ApiKey = None,
@@ -275,7 +275,7 @@ def similarity(
     api_key: ApiKey = None,
     model: Model = None,
 ) -> None:
-    """Print how alike the images are (cosine), or how far apart (the others): a line for each pair."""
+    """Print the similarity or distance of each pair of images."""
     with Client(url, api_key=api_key, model=model) as client:
         found = client.similarity([str(path) for path in images], metric=metric)
         for row, first in enumerate(images):
@@ -283,7 +283,7 @@ def similarity(
                 print(f"{found[row, column]:.5g}", first, images[column], sep="\t")
 
 
-# What an answer can be saved as; not every route has each.
+# The formats of a picture; only /interpolate has animations.
 MEDIA_TYPES = {
     ".png": "image/png",
     ".npy": "application/x-npy",
