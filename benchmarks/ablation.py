@@ -23,12 +23,14 @@ from torch import Tensor
 from benchmarks.quality import _mean, split
 from training.config import TrainConfig
 from training.data import images as data
+from training.data.load import load
 from training.evaluation import metrics
 from training.fit import checkpoint, trainer
 from training.fit.batches import Pixels, draw
 from training.fit.progress import Silent
 from training.fit.validation import ALONE
 from training.model import networks, objective
+from training.model.likelihoods import Likelihood
 from training.model.networks import VAE, Residual
 from vaeserve.bundle.likelihood import LIKELIHOODS
 
@@ -54,16 +56,17 @@ def random_branches(config: TrainConfig) -> VAE:
 
 
 def unit_variance(
-    kind: str,
+    likelihood: Likelihood,
     output: networks.Output,
     pixels: Tensor,
+    *,
+    levels: int | None,
     variance: Tensor | None = None,
     total: Callable[[Tensor], Tensor] | None = None,
-    levels: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`objective.distortions` with σ = 1 in training; validation gets the σ that was measured, as ever."""
+    """`objective.distortions` with σ = 1 in training; validation has the measured σ."""
     given = pixels.new_ones(()) if variance is None else variance
-    return DISTORTIONS("gaussian", output, pixels, given, total, levels)
+    return DISTORTIONS(likelihood, output, pixels, levels=levels, variance=given, total=total)
 
 
 DISTORTIONS = objective.distortions
@@ -151,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names = list(dict.fromkeys([next(iter(ROWS)), *arguments.only]))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    loaded = data.load(arguments.data)
+    loaded = load(arguments.data)
     for seed in range(arguments.seeds):
         base = TrainConfig(
             seed=seed,

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from training.data.images import Part, Wanted, load
+from training.data.images import ImageTarget, Subset
+from training.data.load import load
 from training.publishing.calibration import scores
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.repository import open_engine
@@ -136,8 +137,8 @@ def main() -> None:
     if calibration is None:
         raise SystemExit(f"{engine.manifest.reference} has no calibration; `vae-train complete` adds it")
     image = engine.manifest.image
-    data = load(options.data, Wanted((image.height, image.width), image.channels, image.fit))
-    test = Part(data.pixels, data.split.test)
+    data = load(options.data, ImageTarget((image.height, image.width), image.channels, image.fit))
+    test = Subset(data.pixels, data.split.test)
     usual = scores(engine, test, SEED)
     p_values = calibration.p_values(usual)
     record: dict[str, Any] = {

@@ -68,7 +68,7 @@ def anonymous() -> int:
 
 def measure(folder: Path, work: Path) -> dict[str, object]:
     from training.config import TrainConfig
-    from training.data.images import load
+    from training.data.load import load
     from training.evaluation.evaluate import evaluate
     from training.fit import trainer
     from training.publishing.export import export

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from training.config import TrainConfig, resolve
 from training.data import images as data
+from training.data.load import load
 from training.evaluation import classifier, metrics, samples
 from training.fit import checkpoint, trainer
 from training.fit.progress import Silent
@@ -226,7 +227,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(arguments.splits):
-        images = split(data.load("digits"), seed)
+        images = split(load("digits"), seed)
         config = TrainConfig(seed=seed, epochs=arguments.epochs, precision="float32")
         for field, _, value in (each.partition("=") for each in arguments.set):
             kind = type(getattr(config, field))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model.networks import DecoderGraph, EncoderGraph, Posterior
+from training.model.graphs import DecoderGraph, EncoderGraph
+from training.model.networks import Posterior
 from training.publishing.export import golden, parity, write_graph
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import Draft, publish

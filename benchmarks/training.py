@@ -40,10 +40,11 @@ def images(count: int) -> Any:
     """uint8 [count, 28, 28, 1]."""
     import numpy as np
 
-    from training.data import images as data
+    from training.data.load import load
+    from training.data.sources import data_folder
 
-    if (data.data_folder() / "mnist").is_dir():
-        return data.load("mnist").pixels[:count]
+    if (data_folder() / "mnist").is_dir():
+        return load("mnist").pixels[:count]
     return np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
 
 

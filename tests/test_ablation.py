@@ -11,9 +11,11 @@ from training.config import TrainConfig
 from training.data import images as data
 from training.fit.batches import Pixels
 from training.fit.validation import evaluate
-from training.model import networks, objective
+from training.model import networks
+from training.model.likelihoods import LIKELIHOODS
 from training.model.networks import Output, Posterior, Residual
 
+GAUSSIAN = LIKELIHOODS["gaussian"]
 CONFIG = TrainConfig(image_size=(8, 8), channels=1, latent=3, width=16, likelihood="gaussian")
 
 
@@ -23,12 +25,12 @@ def test_the_row_of_sigma_1_trains_with_it_and_is_validated_with_the_one_that_wa
     z = torch.randn(2, 3)
     output = Output(logits, Posterior(z, torch.zeros(2, 3)), z)
     squares = (images - logits.sigmoid()).square().sum((1, 2, 3))
-    found, total = ablation.unit_variance("gaussian", output, images)
+    found, total = ablation.unit_variance(GAUSSIAN, output, images, levels=None)
     torch.testing.assert_close(found[:, 0], squares / 2 + 32 * math.log(2 * math.pi))
     assert float(total) == pytest.approx(float(squares.sum()), rel=1e-6)
     measured = torch.tensor(0.25)
-    given = ablation.unit_variance("gaussian", output, images, measured)[0]
-    torch.testing.assert_close(given[:, 0], objective.gaussian(squares, 64, measured))
+    given = ablation.unit_variance(GAUSSIAN, output, images, levels=None, variance=measured)[0]
+    torch.testing.assert_close(given[:, 0], -GAUSSIAN.log_prob(logits, images, measured.sqrt(), None))
 
 
 def test_networks_differ_in_what_is_named_alone():

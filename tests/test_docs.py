@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
-import training.__main__ as vae_train
+import training.cli as vae_train
 import vaeserve.client.cli as vae_client
 from tests import documents
 from tests.checkout import ROOT

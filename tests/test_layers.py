@@ -37,9 +37,11 @@ ALLOWED = {
     "training.evaluation": TRAINING | {"training.data", "training.model", "training.fit"},
     "training.publishing": TRAINING
     | {"matplotlib", "onnx", "training.data", "training.model", "training.fit", "training.evaluation"},
-    "training.__main__": TRAINING
-    | {"typer", "rich", "click", "training.data", "training.fit", "training.evaluation"}
-    | {"training.publishing"},
+    "training.flags": {"typer", "training.config"},
+    "training.cli": TRAINING
+    | {"typer", "training.data", "training.fit", "training.evaluation", "training.publishing"}
+    | {"training.flags"},
+    "training.__main__": {"training.cli"},
 }
 # `python -m` on these prints what a committed file holds, for which they make an application.
 BY_COMMAND = {("service.http.openapi", "service.app")}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.training.runs import EVERY, TINY, Watch
 from training.config import TrainConfig
-from training.data import images as data
+from training.data.load import load
 from training.fit import schedule, trainer
 from training.publishing.export import export
 from vaeserve.bundle.engine import Engine
@@ -14,7 +14,7 @@ from vaeserve.bundle.engine import Engine
 
 @pytest.fixture(scope="session")
 def digits():
-    return data.load("digits")
+    return load("digits")
 
 
 @pytest.fixture(scope="session")

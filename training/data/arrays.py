@@ -23,17 +23,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from training.data.cache import stored
-from training.data.images import (
-    PIECE,
-    ByteImages,
-    DataError,
-    Images,
-    Say,
-    Wanted,
-    from_arrays,
-    guessed_size,
-    model_name,
-)
+from training.data.images import PIECE, ByteImages, DataError, Images, ImageTarget, Say, from_arrays
+from training.data.sources import guessed_size, model_name
 from vaeserve.bundle.images import fit_array
 
 # The parts' images, test last.
@@ -65,7 +56,7 @@ class Part:
                 yield _levels(np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:]), str(self))
 
 
-def read_arrays(path: Path, wanted: Wanted, say: Say) -> Images:
+def read_arrays(path: Path, target: ImageTarget, say: Say) -> Images:
     """The images of a .npy or .npz file, brought to one size if asked or larger than 64. Raises DataError."""
     try:
         parts, labels, names = _npy(path) if path.suffix == ".npy" else _npz(path)
@@ -74,11 +65,11 @@ def read_arrays(path: Path, wanted: Wanted, say: Say) -> Images:
     if len({part.shape[1:] for part in parts}) > 1:
         raise DataError(f"{path}: {', '.join(f'{p.member} {list(p.shape)}' for p in parts)}: sizes differ")
     total, own = sum(part.shape[0] for part in parts), parts[0].shape[1:]
-    height, width = wanted.image_size or guessed_size(np.array([own[:2]], np.int32))
-    channels = wanted.channels or own[2]
+    height, width = target.image_size or guessed_size(np.array([own[:2]], np.int32))
+    channels = target.channels or own[2]
     if (height, width, channels) != own:
         say(
-            f"{path}: brought from {'×'.join(map(str, own))} to {height}×{width}×{channels} ({wanted.fit}); "
+            f"{path}: brought from {'×'.join(map(str, own))} to {height}×{width}×{channels} ({target.fit}); "
             "choose with --image-size, --channels, --fit"
         )
 
@@ -91,16 +82,16 @@ def read_arrays(path: Path, wanted: Wanted, say: Say) -> Images:
                 else:
                     for place, image in enumerate(piece, row):
                         out[place] = fit_array(
-                            image, height=height, width=width, channels=channels, fit=wanted.fit
+                            image, height=height, width=width, channels=channels, fit=target.fit
                         )
                 row += len(piece)
         return {}
 
     def key() -> str:
         stat = path.stat()
-        return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {wanted.fit}"
+        return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {target.fit}"
 
-    pixels, _ = stored((total, height, width, channels), key, wanted, fill, say)
+    pixels, _ = stored((total, height, width, channels), key, target, fill, say)
     numbers, label_names = _numbered(labels, names, path) if labels is not None else (None, None)
     return from_arrays(
         model_name(path),
@@ -134,11 +125,11 @@ def _npz(path: Path) -> Found:
         chosen = [name for name in layout if name in members]
         if len(layout) > 1 and layout[-1] not in members:
             raise DataError(f"{path} has {layout[0]} but no {layout[-1]}: call a set without parts `images`")
-        wanted = [_labels_of(name) for name in chosen]
-        missing = [name for name in wanted if name not in members]
-        if missing and len(missing) < len(wanted):
+        target = [_labels_of(name) for name in chosen]
+        missing = [name for name in target if name not in members]
+        if missing and len(missing) < len(target):
             raise DataError(f"{path} has labels for some of its parts, but no {', '.join(missing)}")
-        labels = None if missing else np.concatenate([archive[name].reshape(-1) for name in wanted])
+        labels = None if missing else np.concatenate([archive[name].reshape(-1) for name in target])
         parts = [_part(path, name) for name in chosen]
         return parts, labels, archive["label_names"] if "label_names" in members else None
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from training.data.images import ByteImages, Images, Indices, Part, Slices
+from training.data.images import ByteImages, Images, Indices, Subset
+from vaeserve.bundle.batched import ImageSource
 from vaeserve.bundle.noise import noise
 
 
@@ -12,7 +13,7 @@ from vaeserve.bundle.noise import noise
 class Binarised:
     """Grey images with every pixel drawn once, x ~ Bernoulli(pixel): 0 or 255, the same for the same seed."""
 
-    images: Slices
+    images: ImageSource
     seed: int
 
     def __len__(self) -> int:
@@ -31,7 +32,7 @@ class Binarised:
         return drawn
 
 
-def as_seen(likelihood: str | None, data: Images, rows: Indices, seed: int) -> Slices:
+def model_inputs(likelihood: str | None, data: Images, rows: Indices, seed: int) -> ImageSource:
     """These rows of the data; where the likelihood is a Bernoulli and the data are grey, binarised."""
-    images = Part(data.pixels, rows)
+    images = Subset(data.pixels, rows)
     return Binarised(images, seed) if likelihood == "bernoulli" and not data.binary else images

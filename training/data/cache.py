@@ -13,23 +13,24 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.data.images import ByteImages, DataError, Say, Wanted, data_folder, guessed_size
+from training.data.images import ByteImages, DataError, ImageTarget, Say
+from training.data.sources import data_folder, guessed_size
 from vaeserve.bundle.images import fit_array
 
 Fill = Callable[[ByteImages], dict[int, str]]
 
 
 def stored(
-    shape: tuple[int, int, int, int], key: Callable[[], str], wanted: Wanted, fill: Fill, say: Say
+    shape: tuple[int, int, int, int], key: Callable[[], str], target: ImageTarget, fill: Fill, say: Say
 ) -> tuple[ByteImages, dict[int, str]]:
     """uint8 images that `fill` writes into the array it is given, and what it returned.
 
     `fill` returns {row: why} for the rows it could not write; they are left out of the result. Below
-    `wanted.memory_limit` the array is in memory, else it is a read-only map of a file that is named by
+    `target.memory_limit` the array is in memory, else it is a read-only map of a file that is named by
     `key()`, and `fill` is only called if that is not there yet. Raises DataError where the disk is too small.
     """
     size = int(np.prod(shape))
-    if size <= wanted.memory_limit * 1_000_000:
+    if size <= target.memory_limit * 1_000_000:
         array: ByteImages = np.zeros(shape, np.uint8)
         bad = fill(array)
         return array[: _close_gaps(array, bad)], bad
@@ -59,24 +60,24 @@ def stored(
     return np.asarray(np.load(path, mmap_mode="r"))[: shape[0] - len(bad)], bad
 
 
-def sized(pixels: ByteImages, key: str, wanted: Wanted, say: Say) -> ByteImages:
-    """Images uint8 [n, h, w, 1 or 3] of one size, brought to the wanted one or guessed one as files would."""
-    height, width = wanted.image_size or guessed_size(np.array([pixels.shape[1:3]], np.int32))
-    channels = wanted.channels or pixels.shape[3]
+def sized(pixels: ByteImages, key: str, target: ImageTarget, say: Say) -> ByteImages:
+    """Images uint8 [n, h, w, 1 or 3] of one size, brought to the target one or guessed one as files would."""
+    height, width = target.image_size or guessed_size(np.array([pixels.shape[1:3]], np.int32))
+    channels = target.channels or pixels.shape[3]
     if (height, width, channels) == pixels.shape[1:]:
         return pixels
     say(
-        f"brought from {'×'.join(map(str, pixels.shape[1:]))} to {height}×{width}×{channels} ({wanted.fit}); "
+        f"brought from {'×'.join(map(str, pixels.shape[1:]))} to {height}×{width}×{channels} ({target.fit}); "
         "choose with --image-size, --channels, --fit"
     )
 
     def fill(out: ByteImages) -> dict[int, str]:
         for row, image in enumerate(pixels):
-            out[row] = fit_array(image, height=height, width=width, channels=channels, fit=wanted.fit)
+            out[row] = fit_array(image, height=height, width=width, channels=channels, fit=target.fit)
         return {}
 
     shape = (len(pixels), height, width, channels)
-    return stored(shape, lambda: f"{key} {wanted.fit}", wanted, fill, say)[0]
+    return stored(shape, lambda: f"{key} {target.fit}", target, fill, say)[0]
 
 
 def _close_gaps(array: ByteImages, bad: dict[int, str]) -> int:

@@ -19,16 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.cache import stored
-from training.data.images import (
-    ByteImages,
-    DataError,
-    Images,
-    Say,
-    Wanted,
-    from_arrays,
-    guessed_size,
-    model_name,
-)
+from training.data.images import ByteImages, DataError, Images, ImageTarget, Say, from_arrays
+from training.data.sources import guessed_size, model_name
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.images import ImageError, image_size, read_image
 
@@ -42,7 +34,7 @@ TELL_EVERY = 20.0  # seconds
 Found = TypeVar("Found")
 
 
-def read_folder(folder: Path, wanted: Wanted, say: Say) -> Images:
+def read_folder(folder: Path, target: ImageTarget, say: Say) -> Images:
     """Every picture below `folder`, brought to one size. Raises DataError for fewer than 100.
 
     Decoding releases Python's lock, so threads are enough and no pixels travel between processes.
@@ -51,18 +43,18 @@ def read_folder(folder: Path, wanted: Wanted, say: Say) -> Images:
     test = _official_test(names)
     names.sort(key=lambda name: name in test)  # stable: the test images come last
     headers = np.zeros((0, 3), np.int32)
-    if wanted.image_size is None or wanted.channels is None:
+    if target.image_size is None or target.channels is None:
         headers, unreadable = _headers(folder, names, say)
         skipped |= unreadable
         names = [name for name in names if name not in unreadable]
     if not names:
         raise DataError(f"{folder} has no images; {len(skipped)} files in it are none")
-    height, width = wanted.image_size or guessed_size(headers[:, :2])
-    channels = wanted.channels or (3 if _coloured(folder, names, headers[:, 2]) else 1)
-    how = "as asked" if wanted.image_size and wanted.channels else "guessed from the files"
+    height, width = target.image_size or guessed_size(headers[:, :2])
+    channels = target.channels or (3 if _coloured(folder, names, headers[:, 2]) else 1)
+    how = "as asked" if target.image_size and target.channels else "guessed from the files"
     say(
         f"{len(names):,} image files in {folder}, brought to {height}×{width}×{channels} "
-        f"({wanted.fit}; {how}); choose with --image-size, --channels, --fit"
+        f"({target.fit}; {how}); choose with --image-size, --channels, --fit"
     )
 
     def fill(out: ByteImages) -> dict[int, str]:
@@ -73,7 +65,7 @@ def read_folder(folder: Path, wanted: Wanted, say: Say) -> Images:
                     height=height,
                     width=width,
                     channels=channels,
-                    fit=wanted.fit,
+                    fit=target.fit,
                 )
             except (ImageError, OSError) as error:
                 return _why(error)
@@ -84,9 +76,9 @@ def read_folder(folder: Path, wanted: Wanted, say: Say) -> Images:
     def key() -> str:
         stats = ((name, os.stat(folder / name)) for name in names)
         listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-        return f"{folder.resolve()} {wanted.fit}\n{listing}"
+        return f"{folder.resolve()} {target.fit}\n{listing}"
 
-    pixels, bad = stored((len(names), height, width, channels), key, wanted, fill, say)
+    pixels, bad = stored((len(names), height, width, channels), key, target, fill, say)
     skipped |= {names[row]: why for row, why in bad.items()}
     if skipped:
         first = ", ".join(sorted(skipped)[:3])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from training.data import download
 from training.data.cache import sized
-from training.data.images import DataError, Images, Say, Wanted, from_arrays
+from training.data.images import DataError, Images, ImageTarget, Say, from_arrays
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -70,18 +70,18 @@ FASHION_MNIST = IdxSet(
 IDX_SETS = {"mnist": MNIST, "fashion-mnist": FASHION_MNIST}
 
 
-def load(name: str, folder: Path, wanted: Wanted, say: Say) -> Images:
+def load(name: str, folder: Path, target: ImageTarget, say: Say) -> Images:
     """The set of this name; IDX files are read from `folder`/`name`, or downloaded to it."""
-    return digits(wanted, say) if name == "digits" else idx(name, IDX_SETS[name], folder / name, wanted, say)
+    return digits(target, say) if name == "digits" else idx(name, IDX_SETS[name], folder / name, target, say)
 
 
-def digits(wanted: Wanted, say: Say) -> Images:
+def digits(target: ImageTarget, say: Say) -> Images:
     """scikit-learn's handwritten digits: 1 797 images of 8×8 in 17 levels, built in, no network."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     original = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    pixels = sized(original, "digits", wanted, say)
+    pixels = sized(original, "digits", target, say)
     return from_arrays(
         "digits",
         pixels,
@@ -92,7 +92,7 @@ def digits(wanted: Wanted, say: Say) -> Images:
     )
 
 
-def idx(name: str, files: IdxSet, folder: Path, wanted: Wanted, say: Say) -> Images:
+def idx(name: str, files: IdxSet, folder: Path, target: ImageTarget, say: Say) -> Images:
     """60 000 training and 10 000 test images of 28×28, from the four files in `folder`."""
     train, train_labels, test, test_labels = (
         _read(download.fetch(files.mirrors, f"{file}.gz", folder, digest, of=files.of))
@@ -100,7 +100,7 @@ def idx(name: str, files: IdxSet, folder: Path, wanted: Wanted, say: Say) -> Ima
     )
     return from_arrays(
         name,
-        sized(np.concatenate([train, test])[..., None], name, wanted, say),
+        sized(np.concatenate([train, test])[..., None], name, target, say),
         np.concatenate([train_labels, test_labels]).astype(np.int64),
         files.label_names,
         official_test=len(test_labels),

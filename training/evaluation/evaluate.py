@@ -12,12 +12,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.binarised import as_seen
-from training.data.images import Images, Say, Slices
+from training.data.binarised import model_inputs
+from training.data.images import Images, Say
 from training.evaluation.metrics import active_units, mean_of, psnr, ssim
-from training.evaluation.representation import beside_others
+from training.evaluation.representation import compare_with_baselines
 from training.evaluation.samples import sample_quality
-from training.publishing.export import CHUNK, encode
+from vaeserve.bundle.batched import CHUNK, ImageSource, encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Metric
 from vaeserve.bundle.posterior import Posterior
@@ -55,13 +55,13 @@ def evaluate(
     elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it;
     iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
     N(0, I); elbo_prior and iwae_prior the same under the flow or the mixture that is served; mse, psnr, ssim
-    on [0, 1] of reconstructions from the posterior mean; active_units; and what `beside_others` and
+    on [0, 1] of reconstructions from the posterior mean; active_units; and what `compare_with_baselines` and
     `sample_quality` add.
-    hole: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
+    prior_gap: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
     """
     if engine.manifest.likelihood is None:
         raise ValueError(f"{engine.manifest.reference} has no likelihood, so it has no ELBO to evaluate")
-    images = as_seen(engine.manifest.likelihood.kind, data, data.split.test, seed)
+    images = model_inputs(engine.manifest.likelihood.kind, data, data.split.test, seed)
     say(f"ELBO and reconstructions of {len(images):,} test images …")
     posterior = encode(engine, images)
     mean = posterior.mean
@@ -73,14 +73,14 @@ def evaluate(
     metrics |= iwae(engine, few, posterior.take(chosen), iwae_k, seed)
     metrics |= reconstruction(engine, images, mean)
     metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
-    metrics |= beside_others(engine, data, seed, say)
+    metrics |= compare_with_baselines(engine, data, seed, say)
     metrics |= sample_quality(engine, data, mean, seed, say)
     return Evaluation(metrics, mean, posterior.kl().mean(axis=0))
 
 
-def elbo(engine: Engine, images: Slices, posterior: Posterior, seed: int) -> dict[str, Metric]:
+def elbo(engine: Engine, images: ImageSource, posterior: Posterior, seed: int) -> dict[str, Metric]:
     """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]; elbo_prior and
-    hole, where another prior than N(0, I) is served: the one's rate is that of the same z."""
+    prior_gap where another prior than N(0, I) is served: its rate is that of the same z."""
     rates: Doubles = posterior.kl().reshape(len(images), -1).sum(axis=1)
     served = _log_served(engine)
     z = posterior.sample(seed)
@@ -104,11 +104,11 @@ def elbo(engine: Engine, images: Slices, posterior: Posterior, seed: int) -> dic
         logvar = posterior.logvar.reshape(len(z), -1).astype(np.float64)
         entropy = 0.5 * (logvar + math.log(2 * math.pi) + 1).sum(axis=1)
         figures["elbo_prior"] = mean_of(-distortions + entropy + densities, seed)
-        figures["hole"] = mean_of(densities - log_standard_normal(flat), seed)
+        figures["prior_gap"] = mean_of(densities - log_standard_normal(flat), seed)
     return figures
 
 
-def iwae(engine: Engine, images: Slices, posterior: Posterior, k: int, seed: int) -> dict[str, Metric]:
+def iwae(engine: Engine, images: ImageSource, posterior: Posterior, k: int, seed: int) -> dict[str, Metric]:
     """The importance-weighted bound on log p(x) in nats with k samples of each image.
 
     `iwae` is under N(0, I), `iwae_prior` under the served prior where that is another. `posterior` is that of
@@ -131,7 +131,7 @@ def iwae(engine: Engine, images: Slices, posterior: Posterior, k: int, seed: int
     return figures
 
 
-def reconstruction(engine: Engine, images: Slices, mean: Floats) -> dict[str, Metric]:
+def reconstruction(engine: Engine, images: ImageSource, mean: Floats) -> dict[str, Metric]:
     """mse, psnr (dB) and ssim on [0, 1] of images decoded from their posterior means."""
     errors, similarities = [], []
     for at in range(0, len(images), CHUNK):

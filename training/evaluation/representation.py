@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import ConfigError, TrainConfig
-from training.data.binarised import as_seen
-from training.data.images import ByteImages, Images, Indices, Part, Say
+from training.data.binarised import model_inputs
+from training.data.images import ByteImages, Images, Indices, Say, Subset
 from training.evaluation.metrics import linear_probe, mean_of, nearest_neighbours, psnr, share_of, ssim
-from training.publishing.export import CHUNK, encode
+from vaeserve.bundle.batched import CHUNK, encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Manifest, Metric
 
@@ -26,7 +26,7 @@ MOST_CLASSES = 100  # a probe of more takes longer than the training
 Floats = NDArray[np.float32]
 
 
-def beside_others(engine: Engine, data: Images, seed: int, say: Say) -> dict[str, Metric]:
+def compare_with_baselines(engine: Engine, data: Images, seed: int, say: Say) -> dict[str, Metric]:
     """`linear_probe` and `knn5` of the posterior mean, and of `_pca`, `_pixels`, `_random`; the first two
     only where there are labels. `mse_pca`, `psnr_pca`, `ssim_pca`: reconstructions from as many principal
     components as the model has latents. `fitted`: how many training images all of them were fitted on.
@@ -58,7 +58,7 @@ def beside_others(engine: Engine, data: Images, seed: int, say: Say) -> dict[str
         return metrics
     features = {"": _embedded(engine, data, rows, seed), "_pca": codes, "_pixels": pixels}
     if (untrained := _untrained(engine.manifest)) is not None:
-        features["_random"] = {part: untrained(Part(data.pixels, chosen)) for part, chosen in rows.items()}
+        features["_random"] = {part: untrained(Subset(data.pixels, chosen)) for part, chosen in rows.items()}
     numbers = {part: labels[chosen] for part, chosen in rows.items()}
     n = len(rows["test"])
     for name, arrays in features.items():
@@ -93,7 +93,7 @@ def _embedded(engine: Engine, data: Images, rows: dict[str, Indices], seed: int)
     """The posterior means of each part, float32 [m, d]."""
     kind = engine.manifest.likelihood.kind if engine.manifest.likelihood else None
     return {
-        part: encode(engine, as_seen(kind, data, chosen, seed))[0].reshape(len(chosen), -1)
+        part: encode(engine, model_inputs(kind, data, chosen, seed))[0].reshape(len(chosen), -1)
         for part, chosen in rows.items()
     }
 
@@ -102,11 +102,12 @@ class _Untrained:
     """The posterior means of the model's network as it was before its first step, by torch."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from training.model.networks import EncoderGraph, build
+        from training.model.graphs import EncoderGraph
+        from training.model.networks import build
 
         self.graph = EncoderGraph(build(config).eval().encoder)
 
-    def __call__(self, images: Part) -> Floats:
+    def __call__(self, images: Subset) -> Floats:
         import torch
 
         with torch.no_grad():

@@ -9,10 +9,10 @@ do. All are taken at temperature 1: a lower one buys precision with recall.
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.binarised import as_seen
-from training.data.images import ByteImages, Images, Part, Say
+from training.data.binarised import model_inputs
+from training.data.images import ByteImages, Images, Say, Subset
 from training.evaluation.metrics import mean_of
-from training.publishing.export import CHUNK, encode
+from vaeserve.bundle.batched import CHUNK, encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Metric
 
@@ -49,7 +49,7 @@ def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: 
     test = data.pixels[data.split.test[chosen]]
     train = np.sort(rng.permutation(data.split.train)[:n])
     likelihood = engine.manifest.likelihood
-    seen = as_seen(likelihood.kind if likelihood else None, data, train, seed)
+    seen = model_inputs(likelihood.kind if likelihood else None, data, train, seed)
     kinds = {
         "": _decoded(engine, prior.sample(seed=seed, rows=range(n))),
         "_reconstructions": _decoded(engine, means[chosen]),
@@ -148,7 +148,7 @@ def nearest_other(images: ByteImages) -> Doubles:
 def nearest_training(images: ByteImages, data: Images) -> Doubles:
     """The distance of each image to the nearest training image: root mean square on [0, 1]."""
     flat = images.reshape(len(images), -1).astype(np.float32) / 255
-    train, nearest = Part(data.pixels, data.split.train), np.full(len(images), np.inf)
+    train, nearest = Subset(data.pixels, data.split.train), np.full(len(images), np.inf)
     for at in range(0, len(train), 4096):
         piece = train[at : at + 4096].reshape(-1, flat.shape[1]).astype(np.float32) / 255
         nearest = np.minimum(nearest, distances(flat, piece).min(axis=1))

@@ -8,6 +8,7 @@ from training.config import TrainConfig
 from training.data.images import ByteImages, Images, Indices
 from training.fit.distributed import Ranks
 from training.model import objective
+from training.model.likelihoods import LIKELIHOODS
 
 
 class Pixels:
@@ -59,7 +60,7 @@ def draw(
     assert config.latent is not None  # resolved
     noise = generator(pixels.device, config.seed, purpose, number)
     images = pixels.batch(ranks.mine(rows))
-    if config.likelihood == "bernoulli":
+    if LIKELIHOODS[config.kind].binary:
         uniform = torch.rand(len(rows), *images.shape[1:], generator=noise, device=pixels.device)
         images = objective.binarise(images, ranks.mine(uniform))
     samples = (config.iwae,) if config.iwae > 1 else ()

@@ -26,7 +26,7 @@ class Outcome:
     beta: float
 
 
-def take(
+def train_step(
     config: TrainConfig,
     plan: Plan,
     now: State,
@@ -44,7 +44,7 @@ def take(
     output = forward(images, eps)
     total = ranks.sum if ranks.size > 1 else None
     distortions, squares = objective.distortions(
-        config.kind, output, images, total=total, levels=config.levels
+        now.network.likelihood, output, images, total=total, levels=config.levels
     )
     terms = objective.terms(distortions, output)
     if config.iwae == 1:

@@ -129,7 +129,7 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
             images, eps = draw(config, job.pixels, rows, ranks, "step", now.step)
         except OSError as error:
             raise TrainingError(f"the images cannot be read any more ({error}); {_kept(job)}") from error
-        done = step.take(config, plan, now, forward, images, eps, ranks)
+        done = step.train_step(config, plan, now, forward, images, eps, ranks)
         if not done.taken:
             job.progress.note(
                 f"step {now.step - 1} skipped: gradient norm {done.norm:.3g}, loss {done.loss:.6g}"

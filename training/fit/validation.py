@@ -30,10 +30,10 @@ def evaluate(
         images, eps = draw(config, pixels, batch, ranks, "validation", start)
         output: Output = network(images, eps)
         distortions, _ = objective.distortions(
-            config.kind, output, images, network.variance, levels=config.levels
+            network.likelihood, output, images, variance=network.variance, levels=config.levels
         )
         terms, bound = objective.terms(distortions, output), objective.bound(distortions, output)
-        restored = torch.sigmoid(network.decoder(output.posterior.mean))
+        restored = network.likelihood.mean(network.decoder(output.posterior.mean))
         errors = (images - restored).square().flatten(1).mean(1)
         sums.append(torch.stack([terms.distortion.sum(), terms.rate.sum(), errors.sum(), bound.sum()]))
     totals = ranks.sum(torch.stack(sums)).cpu().double().sum(0)

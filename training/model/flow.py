@@ -1,9 +1,9 @@
-"""The prior that is trained together with the model: affine coupling blocks on the latents, a RealNVP.
+"""A RealNVP as the prior that is trained together with the model: affine coupling blocks on the latents.
 
-A VAE whose posteriors must look like N(0, I) pays for it in nats; one whose prior may take the shape of its
-posteriors pays less (Xu et al., arXiv 1905.13452). Each block shifts and scales one half of the dimensions by
-what it sees of the other, and the halves take turns; so both directions take one pass, and the Jacobian is
-triangular (Dinh et al., arXiv 1605.08803). It begins as the identity, that is, as N(0, I).
+Posteriors that must match N(0, I) cost nats; a prior that adapts to the posteriors costs less (Xu et al.,
+arXiv 1905.13452). Each block shifts and scales one half of the dimensions as a function of the other half,
+and the halves alternate. So both directions take one pass, and the Jacobian is triangular (Dinh et al., arXiv
+1605.08803). An untrained flow is the identity, so its density is N(0, I).
 """
 
 import math
@@ -11,11 +11,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-LOG_SCALE_LIMIT = 2.0  # a block scales by 0.14 to 7.4: enough to move mass, too little to overflow
+LOG_SCALE_LIMIT = 2.0  # a block scales by 0.14 to 7.4, which moves mass and cannot overflow
 
 
 class Coupling(nn.Module):
-    """What one block does to `moved` numbers, seen `kept` others: their log-scales and shifts."""
+    """One block: log-scales and shifts of `moved` dimensions from `kept` others."""
 
     def __init__(self, kept: int, moved: int, hidden: int) -> None:
         super().__init__()
@@ -29,17 +29,17 @@ class Coupling(nn.Module):
         """[n, kept] → log-scale and shift, [n, moved] each."""
         hidden = nn.functional.silu(self.second(nn.functional.silu(self.first(kept))))
         log_scale, shift = self.last(hidden).chunk(2, dim=1)
-        # tanh, not a clamp: a clamped value has no gradient to come back with.
+        # tanh, because a clamped value has no gradient.
         return LOG_SCALE_LIMIT * torch.tanh(log_scale / LOG_SCALE_LIMIT), shift
 
 
 class Flow(nn.Module):
-    """p(z) of latents float32 [n, d], d ≥ 2, as noise ~ N(0, I) that `blocks` couplings have moved."""
+    """p(z) of latents float32 [n, d], d ≥ 2: noise ~ N(0, I) after `blocks` couplings."""
 
     def __init__(self, latent: int, blocks: int, hidden: int) -> None:
         super().__init__()
         if latent < 2:
-            raise ValueError("a coupling moves some dimensions by others: it needs two")
+            raise ValueError(f"a flow on {latent} latent dimension cannot split it; use two or more")
         self.split = (latent + 1) // 2
         halves = self.split, latent - self.split
         self.blocks = nn.ModuleList(
@@ -47,7 +47,7 @@ class Flow(nn.Module):
         )
 
     def normalise(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [n, d] → the noise that they came from, [n, d], and log |det ∂noise/∂z| [n]."""
+        """Map latents [n, d] to their noise [n, d], with log |det ∂noise/∂z| [n]."""
         halves, log_det = [z[:, : self.split], z[:, self.split :]], torch.zeros_like(z[:, 0])
         for number, block in enumerate(self.blocks):
             kept, moved = number % 2, (number + 1) % 2
@@ -57,7 +57,7 @@ class Flow(nn.Module):
         return torch.cat(halves, dim=1), log_det
 
     def sample(self, eps: Tensor) -> Tensor:
-        """Noise [n, d] → latents [n, d]: the inverse of `normalise`."""
+        """Map noise [n, d] to latents [n, d], the inverse of `normalise`."""
         halves = [eps[:, : self.split], eps[:, self.split :]]
         for number, block in reversed(list(enumerate(self.blocks))):
             kept, moved = number % 2, (number + 1) % 2
@@ -74,26 +74,3 @@ class Flow(nn.Module):
 def log_standard_normal(z: Tensor) -> Tensor:
     """log N(z; 0, I) of [n, d], in nats, [n]."""
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-
-
-class PriorGraph(nn.Module):
-    """prior.onnx: `eps` float32 [n, d] → `z` float32 [n, d]."""
-
-    def __init__(self, flow: Flow) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, eps: Tensor) -> Tensor:
-        return self.flow.sample(eps)
-
-
-class DensityGraph(nn.Module):
-    """density.onnx: `z` float32 [n, d] → `eps` float32 [n, d], its noise, and `log_density` [n] in nats."""
-
-    def __init__(self, flow: Flow) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        eps, log_det = self.flow.normalise(z)
-        return eps, log_standard_normal(eps) + log_det

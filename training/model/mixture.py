@@ -1,9 +1,9 @@
 """A mixture of Gaussians as the prior that is trained together with the model.
 
-Posteriors that must look like one Gaussian are pressed into one cloud, whatever the images are. Where the
-prior has components of its own, images of a kind gather around one (VaDE, Jiang et al., arXiv 1611.05148):
-the rate is lower, and kinds lie further apart. Nothing of it is exported: what is served is fitted to the
-posteriors afterwards, as for every model (training/publishing/fit_priors.py).
+Under one Gaussian all posteriors share one cloud. Under a mixture, similar images gather around one component
+(VaDE, Jiang et al., arXiv 1611.05148): the rate is lower, and classes lie further apart. The mixture is not
+exported. What is served is fitted to the posteriors afterwards, as for every model
+(training/publishing/fit_priors.py).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 class Mixture(nn.Module):
     """p(z) = Σ wₖ N(z; meanₖ, (WₖᵀWₖ)⁻¹) of latents float32 [n, d], with Wₖ lower triangular.
 
-    It begins as `components` unit Gaussians around places drawn from N(0, I).
+    It starts as `components` unit Gaussians whose means are samples of N(0, I).
     """
 
     strict_lower: Tensor
@@ -25,7 +25,7 @@ class Mixture(nn.Module):
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, latent))
         self.log_diagonals = nn.Parameter(torch.zeros(components, latent))  # of W
-        self.lower = nn.Parameter(torch.zeros(components, latent, latent))  # what is below them
+        self.lower = nn.Parameter(torch.zeros(components, latent, latent))  # below the diagonals
         self.register_buffer("strict_lower", torch.ones(latent, latent).tril(-1), persistent=False)
 
     def log_density(self, z: Tensor) -> Tensor:

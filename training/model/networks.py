@@ -1,15 +1,13 @@
 """The encoder and the decoder: a convolutional residual VAE for images of any height and width.
 
 - Stages halve the image (rounding up) until its longer side is at most 7; the decoder mirrors them and crops.
-- No normalisation layers up to two stages: such networks quantise well. Residual branches start at zero
-  instead (`activation: pre`, which reconstructs better), or the sum goes through an activation (`post`, which
-  embeds better). Deeper ones would come to draw the same picture for every image, and stay there: in their
-  residual blocks there is GroupNorm. Not BatchNorm: its statistics would come from posterior samples and be
-  used on prior samples.
-- Nearest upsampling and a convolution, not a transposed one: no checkerboard pattern.
-- One dial, `width`: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
-
-`EncoderGraph` and `DecoderGraph` are what is exported: uint8 NHWC outside, so that no caller normalises.
+- Networks of one or two stages have no normalisation layers: they quantize better without. Their residual
+  branches start at zero (`activation: pre`, which reconstructs better), or the sum goes through an activation
+  (`post`, which embeds better). Deeper networks collapse to one picture for every image without
+  normalisation, so their residual blocks have GroupNorm. BatchNorm would collect its statistics on posterior
+  samples and use them on prior samples.
+- Nearest upsampling and a convolution avoid the checkerboard pattern of a transposed convolution.
+- `width` is the one dial: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
 """
 
 import dataclasses
@@ -22,13 +20,13 @@ from torch.nn import functional
 
 from training.config import Activation, TrainConfig
 from training.model.flow import Flow
+from training.model.likelihoods import LIKELIHOODS, Likelihood
 from training.model.mixture import Mixture
 
-LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() only makes trouble
+LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() overflows or vanishes
 MOST_NORM_FREE = 2  # stages
 SMALLEST_SIDE = 7  # 28 → 14 → 7 and 64 → … → 4
-FIRST_SCALE = 0.1  # of a logistic, on [0, 1]: about what grey images are off by at first
-SMALLEST_LOG_SCALE = -7.0  # as PixelCNN++ has it: a quarter of a grey level, where nothing is left to gain
+SMALLEST_LOG_SCALE = -7.0  # PixelCNN++'s: a quarter of a grey level, below which the likelihood hardly gains
 
 
 class Posterior(NamedTuple):
@@ -40,7 +38,7 @@ class Posterior(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a network is built from."""
+    """The dimensions that a network is built from."""
 
     height: int
     width: int
@@ -73,14 +71,16 @@ class Shape:
 
     @property
     def features(self) -> int:
-        """Numbers left of an image after the last stage."""
+        """Size of the flattened output of the last stage."""
         height, width = self.sizes[-1]
         return self.stages[-1] * height * width
 
 
 class Residual(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), whose last convolution has no weight at the start; the norms
-    are there where `normed` says so."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with the last convolution at zero at the start.
+
+    Without `normed` both norms are left out.
+    """
 
     def __init__(self, channels: int, *, normed: bool = False) -> None:
         super().__init__()
@@ -96,8 +96,10 @@ class Residual(nn.Module):
 
 
 class PostResidual(nn.Module):
-    """silu(y + conv(silu(norm(conv(norm(y)))))) with y = silu(x), as He et al. (arXiv 1512.03385) had it but
-    for where the norms stand, if `normed` asks for them."""
+    """silu(y + conv(silu(norm(conv(norm(y)))))) with y = silu(x), after He et al. (arXiv 1512.03385).
+
+    Without `normed` both norms are left out.
+    """
 
     def __init__(self, channels: int, *, normed: bool = False) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class PostResidual(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Of eight channels a group (Wu & He, arXiv 1803.08494)."""
+    """GroupNorm with eight channels to a group (Wu & He, arXiv 1803.08494)."""
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels)
 
 
@@ -138,7 +140,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Posterior:
         features = self.stages(2 * images - 1).flatten(1)  # [n, features]
         mean, logvar = self.head(functional.silu(self.hidden(features))).chunk(2, dim=1)
-        # tanh, not a clamp: a clamped value has no gradient to come back with.
+        # tanh, because a clamped value has no gradient.
         return Posterior(mean, LOGVAR_LIMIT * torch.tanh(logvar / LOGVAR_LIMIT))
 
 
@@ -170,9 +172,11 @@ class Decoder(nn.Module):
 
 
 class Output(NamedTuple):
-    """What a VAE makes of n images with k samples of each posterior, a sample's rows beside one another:
-    decoder logits [n·k, c, h, w]; the posterior [n, d]; its samples z [n·k, d]; log p(z) [n·k] in nats
-    under a trained prior, None where that is N(0, I); the logistic's scale [], None for other likelihoods."""
+    """The forward pass of n images with k samples of each posterior; the samples of an image are adjacent.
+
+    Decoder logits [n·k, c, h, w]; the posterior [n, d]; its samples z [n·k, d]; log p(z) [n·k] in nats under
+    a trained prior, None under N(0, I); the learned scale of the likelihood [], None where there is none.
+    """
 
     logits: Tensor
     posterior: Posterior
@@ -181,17 +185,18 @@ class Output(NamedTuple):
     scale: Tensor | None = None
 
     def float(self) -> "Output":
-        """All of it in float32, whatever the networks computed in."""
+        """The same in float32, whatever the networks computed in."""
         mean, logvar = self.posterior
         posterior = Posterior(mean.float(), logvar.float())
         return self._replace(logits=self.logits.float(), posterior=posterior, z=self.z.float())
 
 
 class VAE(nn.Module):
-    """Both networks, the prior if that is trained too, and what the likelihood has: σ² of the Gaussian, a
-    running value that is 1 until trained, and log s of the logistic, which is learned like any weight.
+    """Encoder, decoder, likelihood, and the prior if it is trained too.
 
-    Any encoder of images to a `Posterior` and any decoder of latents to logits will do.
+    The encoder maps images to a `Posterior`, the decoder maps latents to logits. `variance` is the running
+    mean squared error that sets a Gaussian's σ, 1 until trained. `log_scale` is the learned scale of a
+    likelihood that has one.
     """
 
     variance: Tensor
@@ -203,42 +208,46 @@ class VAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         prior: Flow | Mixture | None = None,
-        *,
-        logistic: bool = False,
+        likelihood: Likelihood = LIKELIHOODS["gaussian"],
     ) -> None:
         super().__init__()
         self.shape = shape
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
+        self.likelihood = likelihood
         self.register_buffer("variance", torch.ones(()))
-        scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE))) if logistic else None
-        self.register_parameter("log_scale", scale)
+        first = likelihood.first_scale
+        self.register_parameter(
+            "log_scale", None if first is None else nn.Parameter(torch.tensor(math.log(first)))
+        )
 
     @property
     def flow(self) -> Flow | None:
-        """The prior, if it is a flow: that is exported with the model."""
+        """The prior if it is a flow, which is exported with the model."""
         return self.prior if isinstance(self.prior, Flow) else None
 
     @property
     def scale(self) -> Tensor | None:
-        """The logistic's s, on [0, 1]; None for other likelihoods."""
+        """The learned scale on [0, 1]; None for a likelihood without one."""
         return None if self.log_scale is None else self.log_scale.clamp(min=SMALLEST_LOG_SCALE).exp()
 
     def forward(self, images: Tensor, eps: Tensor) -> Output:
-        """Images [n, c, h, w] in [0, 1] and normal noise [n, d], or [n, k, d] for k samples of each."""
+        """Encode, sample and decode images [n, c, h, w] in [0, 1] with normal noise [n, d] or [n, k, d]."""
         posterior: Posterior = self.encoder(images)
         z = reparameterise(posterior, eps)
         log_prior = None
-        if self.prior is not None:  # its sums of logarithms need more than bfloat16 has
+        if self.prior is not None:  # bfloat16 is too coarse for its sums of logarithms
             with torch.autocast(z.device.type, enabled=False):
                 log_prior = self.prior.log_density(z.float())
         return Output(self.decoder(z), posterior, z, log_prior, self.scale)
 
 
 def reparameterise(posterior: Posterior, eps: Tensor) -> Tensor:
-    """z = mean + σ·eps, so that gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114): [n, d] of
-    noise [n, d], and [n·k, d] of noise [n, k, d]."""
+    """z = mean + σ·eps, through which gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114).
+
+    [n, d] for noise [n, d], and [n·k, d] for noise [n, k, d].
+    """
     mean, deviation = posterior.mean, torch.exp(0.5 * posterior.logvar)
     if eps.ndim > mean.ndim:
         return (mean[:, None] + deviation[:, None] * eps).flatten(0, 1)
@@ -246,40 +255,17 @@ def reparameterise(posterior: Posterior, eps: Tensor) -> Tensor:
 
 
 def build(config: TrainConfig) -> VAE:
-    """The network of a resolved config, on the CPU, with weights drawn from the config's seed alone."""
+    """Build the network of a resolved config on the CPU, with weights that depend on its seed alone."""
     if config.image_size is None or config.channels is None or config.latent is None:
-        raise ValueError("resolve the config first: it does not say the image's shape")
+        raise ValueError("the config has no image size; resolve it first")
     shape = Shape(*config.image_size, config.channels, config.latent, config.width, config.activation)
+    likelihood = LIKELIHOODS["gaussian" if config.likelihood == "auto" else config.likelihood]
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
         torch.manual_seed(config.seed)
         encoder, decoder = Encoder(shape), Decoder(shape)
-        prior: Flow | Mixture | None = None  # drawn last: without it the other weights are the same
+        prior: Flow | Mixture | None = None  # last, so that the other weights are the same without it
         if config.prior == "flow":
             prior = Flow(shape.latent, config.flow_blocks, config.flow_hidden)
         elif config.prior == "mixture":
             prior = Mixture(shape.latent, config.components)
-        return VAE(shape, encoder, decoder, prior, logistic=config.likelihood == "logistic")
-
-
-class EncoderGraph(nn.Module):
-    """encoder.onnx: `image` uint8 [n, h, w, c] → `mean`, `logvar` float32 [n, d]."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.encoder(image.permute(0, 3, 1, 2).to(torch.float32) / 255)
-        return mean, logvar
-
-
-class DecoderGraph(nn.Module):
-    """decoder.onnx: `z` float32 [n, d] → `image` uint8, `pixels` float32 in [0, 1], both [n, h, w, c]."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = torch.sigmoid(self.decoder(z)).permute(0, 2, 3, 1)
-        return (pixels * 255).round().clamp(0, 255).to(torch.uint8), pixels
+        return VAE(shape, encoder, decoder, prior, likelihood)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.images import Slices
-from training.publishing.export import CHUNK
+from vaeserve.bundle.batched import CHUNK, ImageSource
 from vaeserve.bundle.calibration import calibrate
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.scores import Scores, score
@@ -14,7 +13,7 @@ FILE = "calibration.npz"
 MOST = 10_000  # images: a p-value near 0.05 is then good to ± 0.002
 
 
-def scores(engine: Engine, images: Slices, seed: int) -> Scores:
+def scores(engine: Engine, images: ImageSource, seed: int) -> Scores:
     """The scores of images uint8 [n, h, w, c] as /score computes them; row r has the noise of row r."""
     prior, parts = engine.prior, []
     if prior is None:
@@ -36,7 +35,7 @@ def scores(engine: Engine, images: Slices, seed: int) -> Scores:
     return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def write_calibration(engine: Engine, images: Slices, seed: int, folder: Path) -> None:
+def write_calibration(engine: Engine, images: ImageSource, seed: int, folder: Path) -> None:
     """calibration.npz of at most `MOST` images that the model was neither trained nor tested on."""
     few = images if len(images) <= MOST else images[:MOST]
     np.savez_compressed(folder / FILE, allow_pickle=False, **calibrate(scores(engine, few, seed))._asdict())

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.images import SETS, Images
+from training.data.images import Images
+from training.data.sources import SETS
+from training.model.likelihoods import LIKELIHOODS
 from vaeserve.bundle.manifest import Manifest, Metric
 
 FIGURES = {
@@ -21,7 +23,7 @@ FIGURES = {
     "linear_probe": ("linear probe, accuracy", "{:.4f}"),
     "knn5": ("5-NN, accuracy", "{:.4f}"),
     "active_units": ("active latent dimensions", "{:.0f}"),
-    "hole": ("log p(z) of the served prior above that of N(0, I), nats", "{:.2f}"),
+    "prior_gap": ("log p(z) of the served prior above that of N(0, I), nats", "{:.2f}"),
 }
 SAMPLES = {
     "frechet": ("Fréchet distance", "{:.3f}"),
@@ -106,7 +108,7 @@ outputs. Prior, σ and training are that model's; the weights were not trained o
 
 The graphs have {size:.2f} of its bytes. How many times as fast they are on one thread of the CPU where this
 was made, both taken in turn: {speeds}. A CPU without integer instructions (AVX-VNNI, AVX512-VNNI, Arm's dot
-product) gains less, or nothing: measure on yours. The golden vectors are those of the quantised graphs.
+product) gains less, or nothing: measure on yours. The golden vectors are those of the quantized graphs.
 """
 
 CARD = """\
@@ -171,8 +173,8 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
     flow = manifest.prior is not None and manifest.prior.kind == "flow"
     if flow:
         prior = "the same (`/sample?prior=mixture`: one that was fitted afterwards)"
-    symbol = "s" if likelihood and likelihood.kind == "logistic" else "σ"
     kind = "unknown" if likelihood is None else likelihood.kind
+    symbol = LIKELIHOODS[kind].symbol if kind in LIKELIHOODS else "σ"
     scale = f" ({symbol} = {likelihood.scale:.4f})" if likelihood and likelihood.scale else ""
     source = config.get("data", data.name)
     iwae, side = metrics.get("iwae"), min(image.height, image.width)
@@ -181,7 +183,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
         shape="×".join(map(str, image.shape)),
         latent=latent.size,
         likelihood=kind + scale,
-        kind=BERNOULLI if kind == "bernoulli" else BINNED,
+        kind=BERNOULLI if kind in LIKELIHOODS and LIKELIHOODS[kind].binary else BINNED,
         trained=TRAINED["flow" if flow else config.get("prior", "normal")],
         prior=prior,
         data=source,
@@ -206,7 +208,7 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
 def beside_float32(
     exact: Manifest, metrics: Mapping[str, Metric], size: float, faster: Mapping[str, float]
 ) -> str:
-    """The section of a quantised model about what it is beside the one that it was made of, Markdown.
+    """The section of a quantized model about what it is beside the one that it was made of, Markdown.
 
     `size`: of its graphs, as a share of the other's; `faster`: how many times as fast it is, by what it does.
     """

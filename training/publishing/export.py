@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.config import TrainConfig
-from training.data.binarised import as_seen
-from training.data.images import Images, Slices
+from training.data.binarised import model_inputs
+from training.data.images import Images
 from training.fit import checkpoint as checkpoints
-from training.model.flow import DensityGraph, Flow, PriorGraph
-from training.model.networks import DecoderGraph, EncoderGraph
+from training.model.flow import Flow
+from training.model.graphs import DecoderGraph, DensityGraph, EncoderGraph, PriorGraph
+from training.model.networks import VAE
 from training.publishing import fit_priors as priors
+from vaeserve.bundle.batched import CHUNK, ImageSource, encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import DENSITY, Draft, Golden
-from vaeserve.bundle.likelihood import Bernoulli, Gaussian, Logistic
 from vaeserve.bundle.manifest import (
     DataRecord,
     ImageSpec,
@@ -41,7 +42,6 @@ from vaeserve.bundle.manifest import (
     Training,
 )
 from vaeserve.bundle.noise import noise
-from vaeserve.bundle.posterior import Posterior
 from vaeserve.bundle.prior import MIXTURE_FILE, Mixture, write_prior
 
 OPSET = 18  # what torch's exporter is written for; every onnxruntime of the last years runs it
@@ -55,7 +55,6 @@ GRAPHS = {  # the file of each graph and its input, by its first output
     "z": (PRIOR, "eps"),
     "eps": (DENSITY, "z"),
 }
-CHUNK = 256  # images per engine call: large enough to be fast, small enough for any memory
 
 
 class ExportError(Exception):
@@ -72,7 +71,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     """
     network, state = checkpoints.load(checkpoint)
     config = TrainConfig.from_dict(state["config"])
-    held_out = as_seen(config.likelihood, data, data.split.validation, config.seed)
+    held_out = model_inputs(config.likelihood, data, data.split.validation, config.seed)
     images = held_out[: max(GOLDEN_ROWS, *PARITY_BATCHES)]
     write_graph(
         EncoderGraph(network.encoder),
@@ -81,14 +80,14 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
         folder,
     )
     latents = torch.zeros(2, network.shape.latent)
-    write_graph(DecoderGraph(network.decoder), latents, ["image", "pixels"], folder)
+    write_graph(DecoderGraph(network.decoder, network.likelihood), latents, ["image", "pixels"], folder)
     if network.flow is not None:
         write_graph(PriorGraph(network.flow), latents, ["z"], folder)
         write_graph(DensityGraph(network.flow), latents, ["eps", "log_density"], folder)
     golden(network.encoder, network.decoder, images[:GOLDEN_ROWS], network.flow).save(folder / "golden.npz")
 
     height, width, channels = data.shape
-    levels = 2 if config.likelihood == "bernoulli" else data.levels  # grey images are binarised for it
+    levels = 2 if network.likelihood.binary else data.levels  # grey images are binarised
     manifest = Manifest(
         name=config.name or data.name,
         version=1,  # the next free one is taken at publishing
@@ -109,7 +108,7 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     draft = Draft(folder, manifest)
     engine = Engine(draft.bundle(), threads=usable_cpus())
     tolerance = parity(network.encoder, network.decoder, engine, images, network.flow)
-    measured = _measured(engine, config, held_out, network.scale) | {"tolerance": tolerance}
+    measured = _measured(engine, network, held_out, config.seed) | {"tolerance": tolerance}
     fit_prior(engine, config, data, folder)
     if network.flow is None:  # which else is what is served; the mixtures lie beside it
         measured["prior"] = PriorSpec(kind="gmm", file=MIXTURE_FILE)
@@ -123,7 +122,7 @@ def fit_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -
         "validation": data.split.validation,
     }
     posteriors = {
-        part: encode(engine, as_seen(config.likelihood, data, rows, config.seed))
+        part: encode(engine, model_inputs(config.likelihood, data, rows, config.seed))
         for part, rows in parts.items()
     }
 
@@ -225,12 +224,6 @@ def parity(
     return Tolerance(latent=max(1e-3, 20 * max(worst.values())), pixels=max(1e-3, 20 * pixels))
 
 
-def encode(engine: Engine, images: Slices) -> Posterior:
-    """The posterior of any number of images, in chunks: mean and logvar, float32 [n, *latent]."""
-    parts = [engine.encode(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
-    return Posterior(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
 def code_version() -> str:
     """This package's version, and the commit where it runs from a checkout."""
     here = Path(__file__).parent
@@ -247,26 +240,21 @@ def shown_source(source: str) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def _measured(
-    engine: Engine, config: TrainConfig, images: Slices, scale: torch.Tensor | None
-) -> dict[str, Any]:
-    """Manifest fields that are measurements on the validation images; `scale` is the logistic's, trained."""
+def _measured(engine: Engine, network: VAE, images: ImageSource, seed: int) -> dict[str, Any]:
+    """Manifest fields that are measurements on the validation images."""
     posterior = encode(engine, images)
-    update: dict[str, Any] = {
-        "latent": engine.manifest.latent.model_copy(
-            update={"kl": tuple(np.round(posterior.kl().mean(axis=0), 4).ravel().tolist())}
-        ),
-        "likelihood": Bernoulli(),
-    }
-    if scale is not None:
-        update["likelihood"] = Logistic(scale=float(scale.detach()))
-    if config.likelihood == "gaussian":
-        z = posterior.sample(config.seed)
+
+    def error() -> float:
+        z = posterior.sample(seed)
         squares = sum(
             float(np.square(engine.pixels(z[at : at + CHUNK]) - images[at : at + CHUNK] / 255.0).sum())
             for at in range(0, len(images), CHUNK)
         )
-        update["likelihood"] = Gaussian(
-            scale=max(squares / (len(images) * math.prod(images[:1].shape[1:])), 1e-12) ** 0.5,
-        )
-    return update
+        return squares / (len(images) * math.prod(images[:1].shape[1:]))
+
+    learned = None if network.scale is None else float(network.scale.detach())
+    kl = tuple(np.round(posterior.kl().mean(axis=0), 4).ravel().tolist())
+    return {
+        "latent": engine.manifest.latent.model_copy(update={"kl": kl}),
+        "likelihood": network.likelihood.record(learned, error),
+    }

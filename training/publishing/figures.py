@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.images import ByteImages, Images, Indices, Part, pieces
+from training.data.images import ByteImages, Images, Indices, Subset, pieces
 from training.fit.validation import judged
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.images import contact_sheet, encode_image
@@ -44,7 +44,7 @@ def draw_all(engine: Engine, data: Images, rows: Indices, means: Floats, kl: Dou
     """
     # A random choice, always the same: the first images of a folder are all of its first class.
     chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_POINTS]
-    originals, means = Part(data.pixels, rows[chosen]), means[chosen]
+    originals, means = Subset(data.pixels, rows[chosen]), means[chosen]
     labels = None if data.labels is None else data.labels[rows[chosen]]
     return {
         "overview.png": overview(engine, originals[:COLUMNS], means[:COLUMNS]),

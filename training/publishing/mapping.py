@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.binarised import as_seen
-from training.data.images import Images, Part
-from training.publishing.export import encode
+from training.data.binarised import model_inputs
+from training.data.images import Images, Subset
+from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.images import fit_array
 from vaeserve.bundle.latent_map import NO_LABEL, LatentMap
@@ -24,7 +24,7 @@ def latent_map(engine: Engine, data: Images, seed: int) -> LatentMap:
     means; the plane is fitted to all validation images."""
     held_out = data.split.validation
     likelihood = engine.manifest.likelihood
-    mean, _ = encode(engine, as_seen(likelihood.kind if likelihood else None, data, held_out, seed))
+    mean, _ = encode(engine, model_inputs(likelihood.kind if likelihood else None, data, held_out, seed))
     centre, components, variance = _plane(mean.reshape(len(mean), -1).astype(np.float64))
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:POINTS]
     rows, latents = held_out[chosen], mean[chosen].astype(np.float16)
@@ -39,7 +39,7 @@ def latent_map(engine: Engine, data: Images, seed: int) -> LatentMap:
         points=((flat - centre) @ components.T).astype(np.float32),
         labels=labels.astype(np.int16),
         latents=latents.astype(np.float32),
-        thumbnails=_thumbnails(Part(data.pixels, rows), len(rows)),
+        thumbnails=_thumbnails(Subset(data.pixels, rows), len(rows)),
     )
 
 
@@ -62,7 +62,7 @@ def _plane(
     return pca.mean_, components, np.pad(np.nan_to_num(pca.explained_variance_ratio_), (0, missing))
 
 
-def _thumbnails(images: Part, n: int) -> NDArray[np.uint8]:
+def _thumbnails(images: Subset, n: int) -> NDArray[np.uint8]:
     """All images at a size that keeps them within `BYTES`, never enlarged; uint8 [n, h, w, c]."""
     _, height, width, channels = images[:1].shape
     side = min(THUMBNAIL, math.isqrt(BYTES // (n * channels)), max(height, width))

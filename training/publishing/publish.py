@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from training.data.binarised import as_seen
+from training.data.binarised import model_inputs
 from training.data.images import DataError, Images, Say
 from training.evaluation.evaluate import IWAE_K, IWAE_N, Evaluation, evaluate
 from training.publishing import calibration, mapping, report
 from training.publishing import figures as pictures
 from training.publishing.card import beside_float32, card
-from training.publishing.export import encode, export
-from training.publishing.quantize import CALIBRATED_ON, quantise, speed
+from training.publishing.export import export
+from training.publishing.quantize import CALIBRATED_ON, quantize, speed
+from vaeserve.bundle.batched import encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import Draft, publish, read_bundle
@@ -82,7 +83,7 @@ def release_int8(path: Path, data: Images, models: Path, say: Say = print) -> Pa
     bundle, manifest = exact.bundle, exact.manifest
     if manifest.likelihood is None or manifest.training is None:
         raise DataError(
-            f"{manifest.reference} does not say how it was trained; quantise one that vae-train made"
+            f"{manifest.reference} does not say how it was trained; quantize one that vae-train made"
         )
     if manifest.training.data.digest != data.digest:
         raise DataError(
@@ -95,9 +96,9 @@ def release_int8(path: Path, data: Images, models: Path, say: Say = print) -> Pa
                 shutil.copyfile(path / name, Path(work) / name)
         say("quantising …")
         rows = np.sort(np.random.default_rng(seed).permutation(data.split.train)[:CALIBRATED_ON])
-        images = as_seen(manifest.likelihood.kind, data, rows, seed)[:]
+        images = model_inputs(manifest.likelihood.kind, data, rows, seed)[:]
         latents = encode(exact, images).sample(seed)
-        draft = with_held_out(quantise(Draft(Path(work), manifest), images, latents), data, say)
+        draft = with_held_out(quantize(Draft(Path(work), manifest), images, latents), data, say)
         engine = Engine(draft.bundle())
         faster = speed(exact, engine)
         metrics = manifest.metrics
@@ -126,7 +127,7 @@ def with_held_out(draft: Draft, data: Images, say: Say) -> Draft:
     mapping.write_map(engine, data, seed, draft.folder)
     if draft.manifest.likelihood is not None:
         files["calibration"] = calibration.FILE
-        held_out = as_seen(draft.manifest.likelihood.kind, data, data.split.validation, seed)
+        held_out = model_inputs(draft.manifest.likelihood.kind, data, data.split.validation, seed)
         calibration.write_calibration(engine, held_out, seed, draft.folder)
     return Draft(draft.folder, draft.manifest.model_copy(update=files))
 

@@ -30,17 +30,17 @@ SPEED_BATCHES = (1, 32)
 SPEED_SECONDS = 1.0  # of each figure
 
 
-def quantise(draft: Draft, images: NDArray[np.uint8], latents: NDArray[np.float32]) -> Draft:
-    """Write the draft's graphs over with quantised ones, and return it as `<name>-int8`.
+def quantize(draft: Draft, images: NDArray[np.uint8], latents: NDArray[np.float32]) -> Draft:
+    """Write the draft's graphs over with quantized ones, and return it as `<name>-int8`.
 
     `images` uint8 [n, h, w, c] and `latents` float32 [n, *latent] set the ranges. The golden vectors become
-    what the quantised graphs give: they prove that another machine computes the same, not how near that is
+    what the quantized graphs give: they prove that another machine computes the same, not how near that is
     to float32. Other CPUs have other kernels, which round elsewhere. So the tolerance is 20 times what
     onnxruntime's plain kernels are off here, and at least what quantising cost: nearer nobody needs to be.
     """
     exact = draft.bundle().golden()
     for name, inputs in (("encoder.onnx", {"image": images}), ("decoder.onnx", {"z": latents})):
-        _quantise_graph(draft.folder / name, inputs)
+        _quantize_graph(draft.folder / name, inputs)
     served, plain = (_computed(draft.folder, exact.input, optimise) for optimise in (True, False))
     # A flow stays as it is, and so does what was given for it.
     served._replace(eps=exact.eps, z=exact.z, log_density=exact.log_density).save(draft.folder / "golden.npz")
@@ -82,7 +82,7 @@ def _ratio(run: Callable[[Engine], Any], float32: Engine, int8: Engine) -> float
     return float(np.median(took[0]) / np.median(took[1]))
 
 
-def _quantise_graph(path: Path, inputs: dict[str, NDArray[Any]]) -> None:
+def _quantize_graph(path: Path, inputs: dict[str, NDArray[Any]]) -> None:
     """Replace the graph; `inputs`: the one array that it takes, by name."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

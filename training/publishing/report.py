@@ -17,12 +17,14 @@ from typing import Any
 
 from training.config import ConfigError, TrainConfig
 from training.data.download import DownloadError
-from training.data.images import DataError, Images, Part, Say, Wanted, load
+from training.data.images import DataError, Images, ImageTarget, Say, Subset
+from training.data.load import load
 from training.evaluation.evaluate import Evaluation
 from training.fit import checkpoint as checkpoints
 from training.publishing import figures as pictures
 from training.publishing.card import CAPTIONS, figure_table, fit_command, sample_table, splits
-from training.publishing.export import encode, export
+from training.publishing.export import export
+from vaeserve.bundle.batched import encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Metric
@@ -137,14 +139,14 @@ def _kept(run: Path, chosen: Path | None) -> tuple[dict[str, Any] | None, dict[s
 def _drawn(config: TrainConfig, chosen: Path, say: Say) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
     """Pictures of a checkpoint that is not published, from validation images."""
     try:
-        data = load(config.data, Wanted.of(config), say)
+        data = load(config.data, ImageTarget.of(config), say)
     except (DataError, DownloadError) as error:
         return {}, {}, [f"No pictures: the images of {config.data} cannot be read ({error})."]
     with tempfile.TemporaryDirectory() as work:
         say(f"exporting {chosen.name} to draw its pictures …")
         engine = Engine(export(chosen, data, Path(work)).bundle(), threads=usable_cpus())
     rows = data.split.validation[: pictures.MOST_POINTS]
-    posterior = encode(engine, Part(data.pixels, rows))
+    posterior = encode(engine, Subset(data.pixels, rows))
     drawn = pictures.draw_all(engine, data, rows, posterior.mean, posterior.kl().mean(axis=0))
     note = f"Not published yet: the pictures show {chosen.name} on validation images, test is untouched."
     return {"data": about(data)}, drawn, [note]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from training.data import arrays
-from training.data.images import DataError, Wanted, load
+from training.data.images import DataError, ImageTarget
+from training.data.load import load
 from vaeserve.bundle.images import fit_array
 
 RANDOM = np.random.default_rng(0)
@@ -74,7 +75,7 @@ def test_booleans_and_floats_become_grey_levels(tmp_path):
 
 def test_images_are_resized_when_asked_and_capped_when_not(tmp_path):
     path = saved(tmp_path, images=COLOUR)
-    images = load(path, Wanted((6, 10), 1, "stretch"))
+    images = load(path, ImageTarget((6, 10), 1, "stretch"))
     assert images.shape == (6, 10, 1)
     expected = fit_array(COLOUR[3], height=6, width=10, channels=1, fit="stretch")
     np.testing.assert_array_equal(images.pixels[3], expected)
@@ -87,7 +88,7 @@ def test_images_are_resized_when_asked_and_capped_when_not(tmp_path):
 def test_a_set_larger_than_memory_is_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setenv("VAESERVE_DATA", str(tmp_path))
     monkeypatch.setattr(arrays, "PIECE", 7 * 63)
-    mapped = load(saved(tmp_path, images=GREY), Wanted(memory_limit=0))
+    mapped = load(saved(tmp_path, images=GREY), ImageTarget(memory_limit=0))
     np.testing.assert_array_equal(mapped.pixels[..., 0], GREY)
     assert not mapped.pixels.flags.writeable
 
@@ -107,7 +108,7 @@ def test_a_set_larger_than_memory_is_read_in_pieces(tmp_path, monkeypatch):
         ({"x_train": GREY}, "has x_train but no x_test"),
         ({"x_train": GREY, "x_test": GREY, "y_train": LABELS}, "labels for some of its parts, but no y_test"),
         ({"x_train": GREY, "x_test": GREY[:, :5]}, "sizes differ"),
-        ({"images": GREY[:50]}, "too few"),
+        ({"images": GREY[:50]}, "at least 100"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_sentence(content, message, tmp_path):

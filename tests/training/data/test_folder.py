@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from training.data import folder as module
-from training.data.images import DataError, Wanted, load
+from training.data.images import DataError, ImageTarget
+from training.data.load import load
 from vaeserve.bundle.images import image_size, read_image
 
 KINDS = ("circles", "squares", "stripes")
@@ -73,7 +74,7 @@ def test_a_mixed_folder_becomes_one_array_with_labels(photos):
 
 
 def test_the_pixels_are_those_of_the_one_preprocessing_path(photos):
-    images = load(str(photos), Wanted((24, 20), 3, "cover"))
+    images = load(str(photos), ImageTarget((24, 20), 3, "cover"))
     assert images.shape == (24, 20, 3)
     first = (photos / "circles" / "000.jpg").read_bytes()
     expected = read_image(first, height=24, width=20, channels=3, fit="cover")
@@ -111,7 +112,7 @@ def test_grey_pictures_stay_grey_also_when_stored_in_colour(tmp_path):
     assert load(str(tmp_path / "grey")).shape[2] == 1
     picture(5).save(tmp_path / "grey" / "colour.png")
     assert load(str(tmp_path / "grey")).shape[2] == 3
-    assert load(str(tmp_path / "grey"), Wanted(channels=1)).shape[2] == 1
+    assert load(str(tmp_path / "grey"), ImageTarget(channels=1)).shape[2] == 1
 
 
 def test_without_sub_folders_there_are_no_labels(tmp_path):
@@ -140,7 +141,7 @@ def test_too_few_pictures_are_a_clear_error(tmp_path):
         load(str(tmp_path))
     fill(tmp_path, 30, classes=())
     (tmp_path / "broken.jpg").write_bytes(b"no")
-    message = r"has 30 usable images \(1 files were skipped, the first: broken.jpg: .*\): too few, .* 100"
+    message = r"has 30 usable images \(1 files were skipped, the first: broken.jpg: .*\); .* 100"
     with pytest.raises(DataError, match=message):
         load(str(tmp_path))
 
@@ -170,7 +171,7 @@ class TestMapped:
 
     def test_they_are_the_same_and_lie_in_a_file(self, photos, cache):
         said = []
-        mapped, plain = load(str(photos), Wanted(memory_limit=0), said.append), load(str(photos))
+        mapped, plain = load(str(photos), ImageTarget(memory_limit=0), said.append), load(str(photos))
         assert mapped.digest == plain.digest
         assert mapped.skipped == plain.skipped
         assert not mapped.pixels.flags.writeable
@@ -178,19 +179,19 @@ class TestMapped:
         assert any("decoding into" in text for text in said)
 
     def test_they_are_decoded_once(self, photos, cache, monkeypatch):
-        first = load(str(photos), Wanted((16, 16), 3, memory_limit=0))
+        first = load(str(photos), ImageTarget((16, 16), 3, memory_limit=0))
         monkeypatch.setattr(module, "read_image", None)  # would fail
-        again = load(str(photos), Wanted((16, 16), 3, memory_limit=0))
+        again = load(str(photos), ImageTarget((16, 16), 3, memory_limit=0))
         assert again.digest == first.digest
         assert again.skipped == first.skipped
 
     def test_a_changed_file_is_decoded_anew(self, tmp_path, cache):
         fill(tmp_path / "set", 100, side=16)
-        first = load(str(tmp_path / "set"), Wanted(memory_limit=0))
+        first = load(str(tmp_path / "set"), ImageTarget(memory_limit=0))
         picture(999, side=16).save(tmp_path / "set" / "circles" / "000.jpg")
-        assert load(str(tmp_path / "set"), Wanted(memory_limit=0)).digest != first.digest
+        assert load(str(tmp_path / "set"), ImageTarget(memory_limit=0)).digest != first.digest
 
     def test_a_full_disk_is_known_before(self, photos, cache, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(DataError, match=r"make room, set VAESERVE_DATA to a larger disk"):
-            load(str(photos), Wanted(memory_limit=0))
+            load(str(photos), ImageTarget(memory_limit=0))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from training.data import images as data
-from training.data.images import DataError, Part, Wanted, guessed_size, model_name, pieces
+from training.data.images import DataError, ImageTarget, Subset, pieces
+from training.data.load import load
+from training.data.sources import data_folder, guessed_size, model_name
 
 
 def random_images(n, seed=0, shape=(5, 4, 1)):
@@ -43,7 +45,7 @@ def test_the_parts_are_disjoint_complete_and_of_the_contracts_sizes(official, sh
 
 
 def test_digits():
-    digits = data.load("digits")
+    digits = load("digits")
     assert digits.pixels.shape == (1797, 8, 8, 1)
     assert digits.pixels.dtype == np.uint8
     assert len(np.unique(digits.pixels)) == digits.levels == 17
@@ -57,7 +59,7 @@ def test_digits():
         221,
         164,
     ]
-    assert digits.digest == data.load("digits").digest
+    assert digits.digest == load("digits").digest
 
 
 def test_the_digest_knows_pixels_labels_and_shape():
@@ -92,7 +94,7 @@ def test_a_large_array_is_looked_at_in_pieces_and_nothing_changes(monkeypatch):
 
 def test_a_part_reads_its_rows_as_it_is_sliced():
     images = random_images(50)
-    part = Part(images, np.array([3, 7, 8, 40]))
+    part = Subset(images, np.array([3, 7, 8, 40]))
     assert len(part) == 4
     np.testing.assert_array_equal(part[1:3], images[[7, 8]])
     np.testing.assert_array_equal(part[2:100], images[[8, 40]])
@@ -115,15 +117,15 @@ def test_the_size_is_guessed_from_the_median(sizes, expected):
 def test_few_images_are_warned_of_once(tmp_path):
     said = []
     np.save(tmp_path / "few.npy", random_images(150))
-    data.load(str(tmp_path / "few.npy"), say=said.append)
-    assert said == ["warning: 150 images are few; a good model needs thousands"]
-    data.load("digits", say=said.append)
+    load(str(tmp_path / "few.npy"), say=said.append)
+    assert said == ["warning: 150 images are few: a good model needs thousands"]
+    load("digits", say=said.append)
     assert len(said) == 1
 
 
 def test_digits_are_resized_when_asked():
     said = []
-    digits = data.load("digits", Wanted((12, 10), 3, "stretch"), said.append)
+    digits = load("digits", ImageTarget((12, 10), 3, "stretch"), said.append)
     assert digits.shape == (12, 10, 3)
     assert digits.levels == 256
     assert "brought from 8×8×1 to 12×10×3 (stretch)" in said[0]
@@ -145,9 +147,12 @@ def test_black_and_white_images_are_known_as_such():
 
 
 def test_unusable_images_are_refused_with_a_reason():
-    with pytest.raises(DataError, match=r"nothing lies there: use digits, mnist, fashion-mnist, a folder"):
-        data.load("imagenet")
-    with pytest.raises(DataError, match=r"a has 99 usable images: too few, a model needs at least 100"):
+    with pytest.raises(
+        DataError,
+        match=r"there is no data set and no file 'imagenet'; use digits, mnist, fashion-mnist, a folder",
+    ):
+        load("imagenet")
+    with pytest.raises(DataError, match=r"a has 99 usable images; a model needs at least 100"):
         data.from_arrays("a", random_images(99))
     with pytest.raises(DataError, match=r"the (train|validation) split would have 0"):
         data.from_arrays("a", np.zeros((100, 4, 4, 1), np.uint8))  # all the same: all on one side
@@ -159,10 +164,10 @@ def test_unusable_images_are_refused_with_a_reason():
 
 def test_the_data_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("VAESERVE_DATA", str(tmp_path / "data"))
-    assert data.data_folder() == tmp_path / "data"
+    assert data_folder() == tmp_path / "data"
     monkeypatch.delenv("VAESERVE_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert data.data_folder() == tmp_path / "vaeserve"
+    assert data_folder() == tmp_path / "vaeserve"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert data.data_folder() == tmp_path / ".cache" / "vaeserve"
+    assert data_folder() == tmp_path / ".cache" / "vaeserve"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.training.data.test_download import serving
-from training.data import images as data
 from training.data import named as sets
-from training.data.images import DataError, Wanted
+from training.data.images import DataError, ImageTarget
+from training.data.load import load
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -51,7 +51,7 @@ def test_a_set_is_read_from_the_data_folder(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     for file, content in FILES.items():
         (tmp_path / name / file).write_bytes(content)
-    images = data.load(name)
+    images = load(name)
     assert (images.name, images.shape) == (name, (28, 28, 1))
     assert images.split.test.tolist() == list(range(300, 350))  # the official ones
     np.testing.assert_array_equal(images.pixels[images.split.test, :, :, 0], ARRAYS["t10k-images-idx3-ubyte"])
@@ -62,7 +62,7 @@ def test_a_set_is_read_from_the_data_folder(name, tmp_path, monkeypatch):
 def test_a_set_is_downloaded_once(name, tmp_path, monkeypatch):
     with serving(FILES) as server:
         monkeypatch.setitem(sets.IDX_SETS, name, small(name, (server.url,)))
-        first, second = data.load(name), data.load(name, Wanted((20, 16)))
+        first, second = load(name), load(name, ImageTarget((20, 16)))
     assert first.shape == (28, 28, 1)
     assert second.shape == (20, 16, 1)
     assert len(server.requests) == 4

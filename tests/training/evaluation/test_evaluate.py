@@ -14,13 +14,14 @@ from scipy import stats
 from tests.bundles import _graph, make_draft
 from training.config import TrainConfig
 from training.data import images as data
-from training.data.binarised import as_seen
+from training.data.binarised import model_inputs
 from training.data.images import from_arrays
 from training.evaluation import evaluate as module
 from training.evaluation import representation
 from training.evaluation.evaluate import evaluate
 from training.fit import checkpoint, trainer
-from training.publishing.export import encode, export
+from training.publishing.export import export
+from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import Draft, Golden
 from vaeserve.bundle.likelihood import Bernoulli, Gaussian
@@ -93,7 +94,7 @@ def test_a_trained_model_embeds_better_than_chance_and_others_are_beside_it(eval
 
 def test_large_sets_are_fitted_and_judged_on_a_part_of_them(exported, digits, monkeypatch):
     monkeypatch.setattr(representation, "MOST_VALUES", 64 * 100)  # a hundred images
-    metrics = representation.beside_others(exported.engine, digits, 0, lambda text: None)
+    metrics = representation.compare_with_baselines(exported.engine, digits, 0, lambda text: None)
     assert metrics["fitted"].n == 100
     assert {metrics[name].n for name in ("knn5", "mse_pca", "linear_probe_random")} == {25}
 
@@ -101,7 +102,7 @@ def test_large_sets_are_fitted_and_judged_on_a_part_of_them(exported, digits, mo
 def test_the_untrained_encoder_is_the_run_s_network_before_its_first_step(exported, digits):
     engine = exported.engine
     untrained = representation._untrained(engine.manifest)
-    features = untrained(data.Part(digits.pixels, np.arange(20)))
+    features = untrained(data.Subset(digits.pixels, np.arange(20)))
     assert features.shape == (20, 8)
     assert np.abs(features - engine.encode(digits.pixels[:20]).mean).max() > 0.1
     bare = engine.manifest.model_copy(update={"training": None})
@@ -117,21 +118,21 @@ def test_without_labels_there_are_no_probes(exported, digits):
 
 
 def test_a_bernoulli_model_of_grey_data_is_evaluated_on_one_binarised_test_set(digits):
-    found = as_seen("bernoulli", digits, digits.split.test, seed=0)
+    found = model_inputs("bernoulli", digits, digits.split.test, seed=0)
     images, grey = found[:], digits.pixels[digits.split.test]
     assert set(np.unique(images)) == {0, 255}
     assert (images[grey == 0] == 0).all()
     assert (images[grey == 255] == 255).all()
     assert np.abs(images.mean() - grey.mean()) < 2  # x ~ Bernoulli(pixel)
     np.testing.assert_array_equal(images[40:50], found[40:50])  # however it is sliced
-    assert (images != as_seen("bernoulli", digits, digits.split.test, seed=1)[:]).any()
-    np.testing.assert_array_equal(as_seen("gaussian", digits, digits.split.test, seed=0)[:], grey)
+    assert (images != model_inputs("bernoulli", digits, digits.split.test, seed=1)[:]).any()
+    np.testing.assert_array_equal(model_inputs("gaussian", digits, digits.split.test, seed=0)[:], grey)
 
 
 def test_the_fitted_prior_explains_the_posterior_better_than_the_normal(exported, digits, evaluation):
     assert exported.engine.prior.mixture is not None
-    hole = evaluation.metrics["hole"]
-    assert hole.value > 0
+    prior_gap = evaluation.metrics["prior_gap"]
+    assert prior_gap.value > 0
     assert hole.n == len(digits.split.test)
     assert evaluation.metrics["iwae_prior"].value > evaluation.metrics["iwae"].value
 

@@ -33,7 +33,7 @@ SCRIPT = """
     from pathlib import Path
     from tests.training.runs import EVERY, TINY, Watch
     from tests.training.fit.test_distributed import LIKELIHOODS
-    from training.data import images as data
+    from training.data.load import load
     from training.fit import distributed
     from training.fit import schedule
     from training.fit import trainer
@@ -44,7 +44,7 @@ SCRIPT = """
     for likelihood, batch in LIKELIHOODS.items():
         config = TINY.replace(likelihood=likelihood, batch=batch, epochs=2)
         run = Path(sys.argv[1]) / likelihood
-        result = trainer.fit(config, data.load("digits"), run, progress=Watch(), ranks=ranks)
+        result = trainer.fit(config, load("digits"), run, progress=Watch(), ranks=ranks)
         assert result.finished
     assert ranks.share(lambda: ranks.rank) == 0
     assert ranks.any(ranks.rank == 1, ranks.device("cpu"))

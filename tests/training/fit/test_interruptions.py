@@ -31,12 +31,12 @@ PARENT = """
     from pathlib import Path
     from tests.training.runs import EVERY, TINY, Watch
     from training.fit import checkpoint
-    from training.data import images as data
+    from training.data.load import load
     from training.fit import schedule
     from training.fit import trainer
 
     schedule.EVALUATE_EVERY = EVERY
-    digits = data.load("digits")
+    digits = load("digits")
 
     def train(run, at=lambda step: None):
         config = TINY.replace(checkpoint_seconds=0)

@@ -20,12 +20,12 @@ COMPILED = """
     import dataclasses, sys
     from pathlib import Path
     from tests.training.runs import TINY, Watch
-    from training.data import images as data
+    from training.data.load import load
     from training.fit import trainer
 
     watch = Watch()
     config = TINY.replace(epochs=1, compile=True)
-    trainer.fit(config, data.load("digits"), Path(sys.argv[1]), progress=watch)
+    trainer.fit(config, load("digits"), Path(sys.argv[1]), progress=watch)
     print(*watch.notes, sep="\\n")
 """
 

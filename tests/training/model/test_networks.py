@@ -7,10 +7,9 @@ import torch
 from torch.nn.functional import silu
 
 from training.config import ConfigError, TrainConfig
+from training.model.graphs import DecoderGraph, EncoderGraph
 from training.model.networks import (
     LOGVAR_LIMIT,
-    DecoderGraph,
-    EncoderGraph,
     Posterior,
     PostResidual,
     Residual,

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.live import serving
-from training.__main__ import app
+from training.cli import app
 from training.data import named as sets
-from training.data.images import DataError, Part
+from training.data.images import DataError, Subset
 from training.publishing.calibration import scores
 from training.publishing.card import CAPTIONS
 from training.publishing.publish import complete, release
@@ -172,7 +172,7 @@ def test_a_folder_of_photos_is_trained_evaluated_published_and_served(photos):
 
 def test_calibration_and_map_are_of_the_validation_images(published, digits):
     engine = open_engine(published)
-    held_out = Part(digits.pixels, digits.split.validation)
+    held_out = Subset(digits.pixels, digits.split.validation)
     found = scores(engine, held_out, engine.manifest.training.config["seed"])
     np.testing.assert_allclose(engine.calibration.elbo, np.sort(found.elbo), rtol=1e-5)
     plane, mean = engine.map, engine.encode(held_out[:]).mean

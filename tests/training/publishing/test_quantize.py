@@ -7,7 +7,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
-from training.__main__ import app
+from training.cli import app
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine

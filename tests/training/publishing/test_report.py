@@ -13,8 +13,8 @@ from PIL import Image
 from training.config import ConfigError
 from training.publishing import figures as pictures
 from training.publishing import report
-from training.publishing.export import encode
 from training.publishing.publish import release
+from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
 
 
