@@ -1,9 +1,9 @@
-"""The bulk client against the service's own rate, and against kill -9: `python -m benchmarks.bulk`.
+"""Measures the bulk client against the rate of the service: `python -m benchmarks.bulk`.
 
-20,000 small PNGs from disk by `vae-client encode`, beside as many images as arrays (256 a request, as the
-service takes them fastest), in turns on one `vae-serve` of the reference network; and how much memory the
-client took for a quarter of the files and for all. With `--kills N` instead: the client is killed N times at
-random moments, started again each time, and what comes out is compared with an undisturbed run.
+`vae-client encode` of 20,000 small PNG files alternates with as many images as arrays (256 per request, the
+fastest way), on one `vae-serve` of the reference network. The client's peak memory is measured for a quarter
+of the files and for all. `--kills N` instead kills the client N times at random moments, restarts it each
+time, and compares the output with an undisturbed run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from PIL import Image
 from tests.live import serving
 
 FILES = 20_000
-# Small parts, so that there are many moments to be killed at.
+# Small parts, so that there are many moments for a kill.
 CLIENT = """
 from vaeserve.client.__main__ import main
 from vaeserve.client.bulk import runner
@@ -38,7 +38,7 @@ main()
 
 
 def write_pngs(folder: Path, count: int, side: int = 28) -> None:
-    """Pictures that compress about as digits do: a blurred blob, 28×28, some 400 bytes."""
+    """Write images that compress like digits: a blurred blob, 28×28, about 400 bytes."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side]
     for index in range(count):
@@ -51,7 +51,7 @@ def write_pngs(folder: Path, count: int, side: int = 28) -> None:
 
 
 def encode(url: str, source: Path | str, output: Path, *, concurrency: int = 4) -> tuple[float, float]:
-    """One run of the command: seconds, and the client's largest resident size in MB."""
+    """Run the command once. Returns seconds, and the client's peak resident memory in MB."""
     command = [Path(sys.executable).with_name("vae-client"), "encode", source, "-o", output, "--url", url]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--concurrency", str(concurrency)], stdout=subprocess.DEVNULL)
@@ -62,7 +62,7 @@ def encode(url: str, source: Path | str, output: Path, *, concurrency: int = 4) 
 
 
 def encode_arrays(url: str, images: int, *, side: int = 28, rows: int = 256, connections: int = 4) -> float:
-    """As many images as npy, answered as npz: seconds."""
+    """Encode as many images sent as npy and returned as npz. Returns seconds."""
     file = io.BytesIO()
     np.save(file, np.random.default_rng(0).integers(0, 256, (rows, side, side, 1), dtype=np.uint8))
     headers = {"Content-Type": "application/x-npy", "Accept": "application/x-npz"}
@@ -83,7 +83,7 @@ def encode_arrays(url: str, images: int, *, side: int = 28, rows: int = 256, con
     return (time.perf_counter() - started) * images / done
 
 
-Moment = Callable[[Path], bool]  # of the folder of parts: whether the time has come
+Moment = Callable[[Path], bool]  # called with the folder of parts; true at the moment for a kill
 
 
 def after_parts(count: int) -> Moment:
@@ -101,10 +101,10 @@ def while_merging(parts: Path) -> bool:
 def kill_and_repeat(
     url: str, job: Sequence[Path | str], output: Path, moments: Sequence[Moment], *, part_rows: int
 ) -> list[int]:
-    """Start the client with `job`, kill it at each of the moments and start it again, then let it end.
+    """Start the client with `job`, kill and restart it at each of the moments, then let it finish.
 
-    How many images were done at each kill. A run that ends before its moment counts as none, and what it made
-    is removed, so that the next begins anew.
+    Returns how many images were done at each kill. A run that finishes before its moment does not count, and
+    its output is removed.
     """
     parts = output.with_name(f"{output.name}.parts")
     command = [
@@ -134,7 +134,7 @@ def kill_and_repeat(
 
 
 def compare(output: Path, undisturbed: Path) -> None:
-    """No image twice, none missing, none in another place, and the same numbers."""
+    """Assert that both outputs have the same images in the same order, each once, with the same latents."""
     with np.load(output) as found, np.load(undisturbed) as expected:
         assert len(set(expected["path"])) == len(expected["path"])
         np.testing.assert_array_equal(found["path"], expected["path"])
@@ -164,18 +164,20 @@ def kills(url: str, folder: Path, work: Path, count: int) -> None:
     rng.shuffle(moments)
     done = kill_and_repeat(url, ["encode", source], work / "killed.npz", moments, part_rows=128)
     compare(work / "killed.npz", work / "whole.npz")
-    print(f"killed {len(done)} times, with {', '.join(map(str, done))} of 5000 done: nothing twice, no hole")
+    print(
+        f"killed {len(done)} times, with {', '.join(map(str, done))} of 5000 done: every image is there once"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kills", type=int, help="kill the client so often, instead of measuring it")
+    parser.add_argument("--kills", type=int, help="kill the client this often instead of measuring it")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        # In a process of its own: it brings torch, and a child's largest size begins at its parent's.
+        # In another process, because it imports torch, and a child's peak memory starts at its parent's.
         publish = [sys.executable, "-m", "benchmarks.reference", "--models", work / "models"]
         subprocess.run(publish, check=True, stdout=subprocess.DEVNULL)
         write_pngs(work / "files", FILES)

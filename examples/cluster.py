@@ -1,4 +1,4 @@
-"""Embed a folder of images, cluster the embeddings, and draw each cluster as a row of a picture."""
+"""Embed a folder of images, cluster the embeddings, and draw each cluster as a row of one picture."""
 
 import os
 import sys
@@ -24,8 +24,8 @@ with Client(os.environ.get("VAESERVE_URL", "http://127.0.0.1:8000")) as client:
         members = np.flatnonzero(found.labels_ == cluster)
         nearest = members[np.argsort(found.transform(flat[members])[:, cluster])][:SHOWN]
         print(cluster, *(files[index].name for index in nearest))
-        seen = client.reconstruct([files[index] for index in nearest]).images  # all of the model's size
-        row = np.concatenate([centre[np.newaxis], seen])
+        images = client.reconstruct([files[index] for index in nearest]).images  # all of the model's size
+        row = np.concatenate([centre[np.newaxis], images])
         row = np.pad(row, [(0, SHOWN + 1 - len(row)), (0, 0), (0, 0), (0, 0)])
         rows.append(np.concatenate(row, axis=1))
 output.write_bytes(png(np.concatenate(rows)[np.newaxis]))

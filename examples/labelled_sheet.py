@@ -1,4 +1,4 @@
-"""Draw new images of each label that the model can sample: a row a label."""
+"""Draw new images of each label of the model, one row per label."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The programs of examples/ do what they say: on scikit-learn's digits, with the shipped model."""
+"""Each program of examples/ runs on scikit-learn's digits, with the shipped model."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ PER_LABEL = 40
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """400 digits as PNG files of MNIST's size, called after their label."""
+    """400 digits as PNG files of MNIST's size, named after their label."""
     folder = tmp_path_factory.mktemp("digits")
     images, labels = load_digits(return_X_y=True)
     seen = Counter()
@@ -74,18 +74,17 @@ def run(name, service, *arguments):
     return done.stdout
 
 
-def test_cluster_puts_like_to_like_and_draws_them(service, digits, tmp_path):
+def test_clusters_are_mostly_of_one_digit(service, digits, tmp_path):
     said = run("cluster.py", service, digits, tmp_path / "clusters.png")
     rows = [[name[0] for name in line.split()[1:]] for line in said.splitlines()]
     assert len(rows) == 10
-    # In each cluster the images nearest to its centre are mostly of one digit.
     pure = [Counter(row).most_common(1)[0][1] / len(row) for row in rows]
     assert np.mean(pure) > 0.6
     with Image.open(tmp_path / "clusters.png") as picture:
         assert picture.size == (13 * 28, 10 * 28)
 
 
-def test_anomalies_are_what_is_no_digit(service, digits, tmp_path):
+def test_anomalies_are_the_images_that_are_not_digits(service, digits, tmp_path):
     folder = shutil.copytree(digits, tmp_path / "digits")
     rng = np.random.default_rng(0)
     odd = {
@@ -100,7 +99,7 @@ def test_anomalies_are_what_is_no_digit(service, digits, tmp_path):
     assert len(said) < 20
 
 
-def test_the_sheet_has_the_digits_that_it_was_asked_for(service, digits, tmp_path):
+def test_the_sheet_shows_each_label(service, digits, tmp_path):
     assert "10 images of each of 0, 1, 2" in run("labelled_sheet.py", service, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as picture:
         sheet = np.asarray(picture)

@@ -1,4 +1,4 @@
-"""Whole collections: what is read, what is kept when things go wrong, and what comes out."""
+"""Bulk jobs: their sources, their retries, resuming after a kill, and their outputs."""
 
 import io
 import json
@@ -14,29 +14,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from benchmarks.bulk import after_parts, compare, kill_and_repeat, while_merging
+from tests.client.commands import png, run
 from vaeserve import Client
 from vaeserve.client.bulk.job import Failure, Part, Task, opened
 from vaeserve.client.bulk.sender import Sender
 from vaeserve.client.bulk.sources import Entry, find, read
 from vaeserve.client.bulk.throttle import ConcurrencyLimit
-from vaeserve.client.cli import app
 from vaeserve.client.errors import BadRequest, ClientError, Overloaded, ServerFault, Unreachable
 from vaeserve.client.png import png as as_png
 
 rng = np.random.default_rng(0)
-
-
-def png(value):
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def run(service, *arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"VAESERVE_URL": service})
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +69,11 @@ def test_folders_globs_lists_and_archives_name_the_same_images(tmp_path, monkeyp
             tar.add("in")
         found = list(find([archive]))
         assert sorted(entry.member for entry in found) == expected
-        for sources in (read(found), read(found[2:])):  # from the beginning, and going on in the middle
+        for sources in (read(found), read(found[2:])):  # from the start, and from the middle
             for source in sources:
                 assert source.load() == source.entry.member.removeprefix("in/").encode()
         assert [source.entry for source in read([*found, *find(["in"])])][: len(found)] == found
-    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         list(find(["nowhere"]))
 
 
@@ -93,7 +82,7 @@ def test_names_are_always_unicode():
     assert Entry("x.tar", "a/b.png").name == "x.tar/a/b.png"
 
 
-# --- the service says no ----------------------------------------------------------------------------------
+# --- refusals and retries ---------------------------------------------------------------------------------
 
 
 def overloaded(seconds):
@@ -139,7 +128,8 @@ def test_requests_wait_for_retry_after_and_stay_below_the_limit():
 @pytest.mark.parametrize(
     "failure", [overloaded(0.01), Unreachable("gone"), ServerFault(504, "t", "", "", [])]
 )
-def test_a_request_is_repeated_until_it_succeeds(failure):
+def test_a_request_is_repeated_until_it_succeeds(failure, monkeypatch):
+    monkeypatch.setattr("vaeserve.client.bulk.sender.LONGEST_WAIT", 0.01)
     failures = [failure] * 3
 
     def call(first, files):
@@ -153,7 +143,7 @@ def test_a_request_is_repeated_until_it_succeeds(failure):
     assert not failures
 
 
-def test_patience_ends():
+def test_the_job_gives_up_after_its_patience():
     def call(first, files):
         raise overloaded(0.01)
 
@@ -167,7 +157,7 @@ def sources(count):
 
 
 @pytest.mark.parametrize("pointing", [True, False])
-def test_files_that_are_refused_cost_the_others_nothing(pointing):
+def test_refused_files_do_not_affect_the_others(pointing):
     bad = {b"3", b"4", b"90", b"127"}
     requests = []
 
@@ -190,7 +180,7 @@ def test_files_that_are_refused_cost_the_others_nothing(pointing):
 
 
 @pytest.mark.parametrize(("status", "kind"), [(401, BadRequest), (409, BadRequest), (500, ServerFault)])
-def test_what_no_file_is_to_blame_for_ends_the_job(status, kind):
+def test_an_error_that_no_file_causes_ends_the_job(status, kind):
     def call(first, files):
         raise kind(status, "slug", "says no", "id", [])
 
@@ -198,23 +188,23 @@ def test_what_no_file_is_to_blame_for_ends_the_job(status, kind):
         Sender(concurrency=1, patience=0).files(call, sources(4))
 
 
-def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole, tmp_path, monkeypatch):
-    """Every third answer is 429 or nothing at all: between the client and a real service."""
+def test_an_unreliable_service_loses_no_image(folder, service, whole, tmp_path, monkeypatch):
+    """Every third request gets a 429 or no answer; the others reach a real service."""
     count = iter(range(10**9))
 
-    class Moody(httpx.HTTPTransport):
+    class Unreliable(httpx.HTTPTransport):
         def handle_request(self, request):
             match next(count) % 6:
                 case 2:
                     return httpx.Response(429, headers={"Retry-After": "0"}, request=request)
                 case 4:
-                    raise httpx.ConnectError("moody")
+                    raise httpx.ConnectError("unreliable")
             return super().handle_request(request)
 
-    def moody(*arguments, **options):
-        return Client(*arguments, transport=Moody(), **options)
+    def unreliable(*arguments, **options):
+        return Client(*arguments, transport=Unreliable(), **options)
 
-    monkeypatch.setattr("vaeserve.client.bulk.commands.Client", moody)
+    monkeypatch.setattr("vaeserve.client.bulk.commands.Client", unreliable)
     monkeypatch.setattr("vaeserve.client.bulk.sender.BYTES", 40 * 80)  # some 40 of these files
     monkeypatch.setattr("vaeserve.client.bulk.sender.LONGEST_WAIT", 0.05)
     monkeypatch.setattr("vaeserve.client.client.random.uniform", lambda low, high: 0.0)
@@ -223,10 +213,10 @@ def test_a_full_service_that_comes_and_goes_loses_nothing(folder, service, whole
     compare(tmp_path / "e.npz", whole)
 
 
-# --- killed -----------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------
 
 
-def test_killed_again_and_again_it_ends_with_everything_once(folder, service, whole, tmp_path):
+def test_a_job_that_is_killed_several_times_has_each_image_once(folder, service, whole, tmp_path):
     chance = random.Random()
     moments = [after_parts(chance.randrange(1, 3)), after_parts(chance.randrange(3, 5)), while_merging]
     done = kill_and_repeat(service, ["encode", folder], tmp_path / "e.npz", moments, part_rows=128)
@@ -235,8 +225,8 @@ def test_killed_again_and_again_it_ends_with_everything_once(folder, service, wh
     assert list(tmp_path.iterdir()) == [tmp_path / "e.npz"]
 
 
-def test_it_goes_on_with_what_was_found_first(folder, service, tmp_path, monkeypatch):
-    """Neither new files nor an error in between change what the job is about."""
+def test_a_resumed_job_keeps_its_first_list_of_images(folder, service, tmp_path, monkeypatch):
+    """Neither new files nor an error change the list."""
     photos = shutil.copytree(folder / "0", tmp_path / "photos")
     monkeypatch.setattr("vaeserve.client.bulk.runner.PART_ROWS", 128)
     calls = iter(range(100))
@@ -244,16 +234,16 @@ def test_it_goes_on_with_what_was_found_first(folder, service, tmp_path, monkeyp
 
     def fail_later(client, files):
         if next(calls) == 2:
-            raise BadRequest(401, "unauthorized", "the key was taken away", "id", [])
+            raise BadRequest(401, "unauthorized", "the key was revoked", "id", [])
         return encode(client, files)
 
     monkeypatch.setattr(Client, "encode", fail_later)
     result = run(service, "encode", photos, "-o", tmp_path / "e.npz", "--concurrency", 1)
     assert result.exit_code == 1
-    assert "the key was taken away" in result.output
+    assert "the key was revoked" in result.output
     monkeypatch.setattr(Client, "encode", encode)
 
-    (photos / "0000a.png").write_bytes(png(1))
+    (photos / "0000a.png").write_bytes(png(np.ones((8, 8), np.uint8)))
     (photos / "0299.png").unlink()
     other = run(service, "encode", folder, "-o", tmp_path / "e.npz")
     assert other.exit_code == 1
@@ -268,7 +258,7 @@ def test_it_goes_on_with_what_was_found_first(folder, service, tmp_path, monkeyp
     assert json.loads(line)["path"] == str(photos / "0299.png")
 
 
-def test_one_folder_of_parts_has_one_process(tmp_path):
+def test_two_processes_cannot_share_a_job(tmp_path):
     task = Task("encode", ["x"], {})
     with (
         opened(tmp_path / "parts", task, [Entry("a.png")], lambda: "tiny@1"),
@@ -278,7 +268,7 @@ def test_one_folder_of_parts_has_one_process(tmp_path):
         pass
 
 
-def test_a_hole_in_the_parts_is_not_taken_for_done(tmp_path):
+def test_a_missing_part_is_an_error(tmp_path):
     none = np.zeros(0, np.int64)
     entries = [Entry(f"{index}.png") for index in range(9)]
     with opened(tmp_path / "parts", Task("encode", ["x"], {}), entries, lambda: "tiny@1") as job:
@@ -286,11 +276,11 @@ def test_a_hole_in_the_parts_is_not_taken_for_done(tmp_path):
             job.add(Part(start, start + 3, none, {}, [Failure(start + i, "broken") for i in range(3)]))
         assert job.done == 9
         (tmp_path / "parts/0000000003-0000000006.npz").unlink()
-        with pytest.raises(ClientError, match="lost the part before 0000000006"):
+        with pytest.raises(ClientError, match="lacks the part before 0000000006"):
             print(job.done)
 
 
-# --- what comes out ---------------------------------------------------------------------------------------
+# --- outputs ----------------------------------------------------------------------------------------------
 
 
 def test_parquet_opens_in_duckdb_and_pandas(folder, service, whole, tmp_path):
@@ -328,8 +318,8 @@ def test_latents_of_any_shape_in_every_format(service, folder, tmp_path):
     assert (tmp_path / "e.npy.paths.txt").read_text().splitlines()[3] == f"{folder}/0/0003.png"
 
 
-def test_scores_of_a_collection_are_those_of_one_request(folder, service, client, tmp_path):
-    """However it is cut, and though an image in the middle is broken: image r has the noise of row r."""
+def test_scores_do_not_depend_on_how_the_collection_is_divided(folder, service, client, tmp_path):
+    """Image r has the noise of row r, even after a broken image."""
     photos = tmp_path / "photos"
     shutil.copytree(folder / "0", photos)
     (photos / "0130.png").write_bytes(b"broken")
@@ -358,15 +348,15 @@ def test_scores_of_a_collection_are_those_of_one_request(folder, service, client
 
 
 @pytest.fixture(scope="module")
-def drawn(service):
-    """Images 0 to 599 of seed 7, in requests that are cut otherwise than the command cuts them."""
+def samples(service):
+    """Images 0 to 599 of seed 7, divided into other requests than those of the command."""
     with Client(service) as client:
         pieces = [client.sample(n, seed=7, first=first).images for n, first in ((1, 0), (90, 1), (509, 91))]
     return np.concatenate(pieces)
 
 
-def test_samples_in_every_format_are_those_of_the_seed(service, drawn, tmp_path):
-    with Image.open(io.BytesIO(as_png(drawn))) as sheet:
+def test_samples_are_the_same_in_every_format(service, samples, tmp_path):
+    with Image.open(io.BytesIO(as_png(samples))) as sheet:
         expected = np.asarray(sheet)
     for name in ("s.npz", "s.npy", "s", "s.png"):
         result = run(service, "sample", "-n", 600, "--seed", 7, "-o", tmp_path / name)
@@ -374,27 +364,27 @@ def test_samples_in_every_format_are_those_of_the_seed(service, drawn, tmp_path)
         assert "600 images, seed 7, tiny@1" in result.output
     with np.load(tmp_path / "s.npz") as archive:
         assert (int(archive["seed"]), str(archive["model"])) == (7, "tiny@1")
-        assert_same_pixels(archive["images"], drawn)
-    assert_same_pixels(np.load(tmp_path / "s.npy"), drawn)
+        assert_same_pixels(archive["images"], samples)
+    assert_same_pixels(np.load(tmp_path / "s.npy"), samples)
     names = sorted(path.name for path in (tmp_path / "s").iterdir())
     assert names == [f"{row:08d}.png" for row in range(600)]
     for row in (0, 127, 128, 599):
         with Image.open(tmp_path / "s" / names[row]) as image:
-            assert_same_pixels(np.asarray(image)[..., None], drawn[row])
+            assert_same_pixels(np.asarray(image)[..., None], samples[row])
     with Image.open(tmp_path / "s.png") as sheet:
         assert_same_pixels(np.asarray(sheet), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.npy", "s.npz", "s.png"]
 
 
 def assert_same_pixels(found, expected):
-    """Up to one grey level: a sum may be rounded otherwise in another batch."""
+    """Equal up to one grey level, because sums are rounded differently in other batches."""
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= 1
     assert (found == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize("name", ["s.npy", "s"])
-def test_samples_killed_again_and_again_are_those_of_the_seed(service, drawn, tmp_path, name):
+def test_samples_of_a_job_that_is_killed_several_times(service, samples, tmp_path, name):
     moments = [after_parts(1), after_parts(3), while_drawing]
     sample = ["sample", "-n", "600", "--seed", "7"]
     assert kill_and_repeat(service, sample, tmp_path / name, moments, part_rows=128)
@@ -403,7 +393,7 @@ def test_samples_killed_again_and_again_are_those_of_the_seed(service, drawn, tm
         images = np.stack([np.asarray(Image.open(file))[..., None] for file in files])
     else:
         images = np.load(tmp_path / name)
-    assert_same_pixels(images, drawn)
+    assert_same_pixels(images, samples)
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
@@ -412,13 +402,13 @@ def while_drawing(parts):
     return while_merging(parts) or (parts / "images").exists()
 
 
-def test_a_seed_that_is_made_up_is_kept(service, tmp_path, monkeypatch):
+def test_a_resumed_job_keeps_the_seed_that_it_chose(service, tmp_path, monkeypatch):
     monkeypatch.setattr("vaeserve.client.bulk.runner.PART_ROWS", 128)
     sample, calls = Client.sample, iter(range(100))
 
     def fail_later(client, *arguments, **options):
         if next(calls) == 1:
-            raise BadRequest(401, "unauthorized", "the key was taken away", "id", [])
+            raise BadRequest(401, "unauthorized", "the key was revoked", "id", [])
         return sample(client, *arguments, **options)
 
     monkeypatch.setattr(Client, "sample", fail_later)
@@ -431,7 +421,7 @@ def test_a_seed_that_is_made_up_is_kept(service, tmp_path, monkeypatch):
         assert_same_pixels(archive["images"], client.sample(300, seed=int(archive["seed"])).images)
 
 
-def test_samples_never_go_into_a_folder_that_has_something(service, tmp_path):
+def test_samples_are_not_written_to_a_folder_that_is_not_empty(service, tmp_path):
     (tmp_path / "s").mkdir()
     assert run(service, "sample", "-n", 2, "-o", tmp_path / "s").exit_code == 0
     result = run(service, "sample", "-n", 2, "-o", tmp_path / "s")
@@ -447,14 +437,14 @@ def test_a_mistake_in_a_command_leaves_no_job(service, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_collection_of_nothing_but_broken_files_has_no_output(service, tmp_path):
+def test_no_output_if_every_file_is_broken(service, tmp_path):
     (tmp_path / "a.png").write_bytes(b"broken")
     result = run(service, "encode", tmp_path / "a.png", "-o", tmp_path / "e.npz")
     assert result.exit_code == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "e.npz.failed.jsonl"]
 
 
-def test_a_model_that_is_not_there(service, folder, tmp_path):
+def test_an_unknown_model_leaves_no_job(service, folder, tmp_path):
     result = run(service, "encode", folder, "-o", tmp_path / "e.npz", "--model", "tiny@9")
     assert result.exit_code == 1
     assert "the service has colour@1, tiny@1" in result.output

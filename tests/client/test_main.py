@@ -1,4 +1,4 @@
-"""`vae-client` as a person types it, against a live service."""
+"""The commands of `vae-client` against a live service."""
 
 import json
 import subprocess
@@ -9,11 +9,10 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.client.commands import run
 from vaeserve import Client
 from vaeserve.client.bulk.runner import prefetch
-from vaeserve.client.cli import app
 from vaeserve.client.errors import ClientError
 
 rng = np.random.default_rng(0)
@@ -27,10 +26,6 @@ def folder(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "photos" / ("deep" if index % 2 else "") / f"{index:02d}.png")
     (tmp_path / "photos" / "notes.txt").write_text("not an image")
     return tmp_path / "photos"
-
-
-def run(service, *arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"VAESERVE_URL": service})
 
 
 def pixels(path):
@@ -51,7 +46,7 @@ def test_encode_a_folder_keeps_the_order(service, folder, tmp_path, client):
     np.testing.assert_allclose(client.encode(paths[33]).mean[0], mean[33], atol=1e-5)
 
 
-def test_a_broken_file_is_reported_last_and_costs_the_others_nothing(service, folder, tmp_path):
+def test_a_broken_file_is_reported_last_and_does_not_affect_the_others(service, folder, tmp_path):
     (folder / "05b.png").write_bytes(b"broken")
     output = tmp_path / "embeddings.npz"
     result = run(service, "encode", folder, "-o", output)
@@ -61,7 +56,7 @@ def test_a_broken_file_is_reported_last_and_costs_the_others_nothing(service, fo
     assert len(np.load(output)["path"]) == 40
 
 
-def test_sample_is_repeatable_and_a_contact_sheet(service, tmp_path):
+def test_sample_with_a_seed_writes_the_same_contact_sheet(service, tmp_path):
     for name in ("a.png", "b.png"):
         assert run(service, "sample", "-n", 9, "--seed", 7, "-o", tmp_path / name).exit_code == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -70,7 +65,7 @@ def test_sample_is_repeatable_and_a_contact_sheet(service, tmp_path):
     assert np.load(tmp_path / "a.npy").shape == (9, 8, 8, 1)
 
 
-def test_more_than_a_request_holds_is_decoded_in_order(service, tmp_path, client):
+def test_more_latents_than_one_request_takes_are_decoded_in_order(service, tmp_path, client):
     latents = rng.standard_normal((300, 4)).astype(np.float32)
     np.save(tmp_path / "latents.npy", latents)
     output = tmp_path / "images.npy"
@@ -82,7 +77,7 @@ def test_more_than_a_request_holds_is_decoded_in_order(service, tmp_path, client
     assert pixels(tmp_path / "images.png").shape == (17 * 10 + 2, 18 * 10 + 2)
 
 
-def test_a_bad_row_is_reported_last_and_costs_the_others_nothing(service, tmp_path):
+def test_a_bad_row_is_reported_last_and_does_not_affect_the_others(service, tmp_path):
     latents = np.zeros((40, 4), np.float32)
     latents[7] = np.nan
     np.save(tmp_path / "latents.npy", latents)
@@ -141,7 +136,7 @@ def test_results_are_prefetched_up_to_a_limit():
 
 
 @pytest.mark.parametrize("package", ["httpx", "typer", "rich"])
-def test_a_missing_package_is_a_sentence(package):
+def test_a_missing_package_ends_in_a_sentence(package):
     hide = f"import sys; sys.modules[{package!r}] = None; sys.argv = ['vae-client', '--help']"
     code = f"{hide}; from vaeserve.client.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -175,7 +170,7 @@ def test_embeddings_decode_to_reconstructions(service, folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["encode", "nowhere", "-o", "e.npz"], "nowhere is not there"),
+        (["encode", "nowhere", "-o", "e.npz"], "nowhere does not exist"),
         (["encode", ".", "-o", "e.npz"], "no images"),
         (["encode", ".", "-o", "e.csv"], "must end in .parquet or .npz or .npy"),
         (["sample", "-n", "100000", "-o", "a.png"], "at most 4,096 images"),
@@ -194,14 +189,14 @@ def test_mistakes_end_in_a_sentence(service, tmp_path, monkeypatch, arguments, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_service_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
+def test_an_unreachable_service_ends_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("vaeserve.client.client.FIRST_WAIT", 0.001)
     result = run("http://127.0.0.1:9", "sample", "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert "no answer from http://127.0.0.1:9" in result.output
 
 
-def test_the_latent_routes_from_the_command_line(service, folder, tmp_path):
+def test_the_latent_commands(service, folder, tmp_path):
     a, b, c = sorted(folder.glob("*.png"))[:3]
     scored = run(service, "score", a, b, "-k", 2, "--seed", 7)
     assert scored.exit_code == 0, scored.output

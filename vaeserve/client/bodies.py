@@ -1,4 +1,4 @@
-"""Images and latents as request bodies: a single file as it is, several as a form, arrays as npy."""
+"""Encodes images and latents as request bodies: one file unchanged, several as a form, arrays as npy."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from vaeserve.client.results import ByteImages, Floats
 ImageFile = str | os.PathLike[str] | bytes  # a path, or the bytes of a file
 Images = ImageFile | Sequence[ImageFile] | Sequence[ByteImages] | ByteImages
 Latents = NDArray[np.floating]  # [n, *latent]
-Rows = Sequence[ImageFile] | NDArray[Any]  # can be split over several requests
+Rows = Sequence[ImageFile] | NDArray[Any]  # a slice of it is one request
 
 MAGIC = (
     (b"\x89PNG", "image/png"),
@@ -32,22 +32,18 @@ class Body(NamedTuple):
     content: bytes
     type: str
 
-    @property
-    def is_form(self) -> bool:
-        return self.type.startswith("multipart/")
-
 
 def image_rows(images: Images) -> Rows:
     """Files as a list, arrays as uint8 [n, h, w, c] or [n, h, w]."""
     if isinstance(images, str | os.PathLike | bytes):
         return [images]
     if not len(images):
-        raise ValueError("there are no images; give one or more")
+        raise ValueError("images is empty; give at least one")
     files = [image for image in images if isinstance(image, str | os.PathLike | bytes)]
     if len(files) == len(images):
         return files
     if files:
-        raise TypeError("images are both arrays and files, not one kind; send them in two calls")
+        raise TypeError("images are a mixture of arrays and files; send them in two calls")
     array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(
@@ -64,8 +60,8 @@ def latent_rows(latents: Latents) -> Floats:
     return array
 
 
-def rows_body(rows: Rows, *, forms: bool) -> Body:
-    """The smallest body for images or latents. `forms`: whether the service reads multipart/form-data."""
+def rows_body(rows: Rows) -> Body:
+    """The smallest body for images or latents."""
     if isinstance(rows, np.ndarray):
         file = io.BytesIO()
         np.save(file, np.ascontiguousarray(rows), allow_pickle=False)
@@ -75,19 +71,25 @@ def rows_body(rows: Rows, *, forms: bool) -> Body:
         for magic, media_type in MAGIC:
             if files[0].startswith(magic):
                 return Body(files[0], media_type)
-    return _form(files) if forms else json_body(files)
+    return _form(files)
 
 
-def json_body(images: Rows | None, latents: Floats | None = None) -> Body:
-    """Images and latents in one JSON body, which is the only kind that holds both."""
+def points_body(images: Images | None, latents: Latents | None) -> Body:
+    """The body for points of the latent space. Images and latents together need JSON."""
+    if latents is None and images is not None:
+        return rows_body(image_rows(images))
+    if images is None and latents is not None:
+        return rows_body(latent_rows(latents))
     fields: dict[str, Any] = {}
-    if isinstance(images, np.ndarray):
-        fields["images"] = images.tolist()
-    elif images is not None:
-        fields["images"] = [base64.b64encode(file).decode() for file in _contents(images)]
-    if latents is not None:
-        fields["latents"] = latents.tolist()
+    if images is not None and latents is not None:
+        rows = image_rows(images)
+        fields["images"] = rows.tolist() if isinstance(rows, np.ndarray) else _base64(rows)
+        fields["latents"] = latent_rows(latents).tolist()
     return Body(json.dumps(fields).encode(), "application/json")
+
+
+def _base64(files: Sequence[ImageFile]) -> list[str]:
+    return [base64.b64encode(file).decode() for file in _contents(files)]
 
 
 def _contents(files: Sequence[ImageFile]) -> list[bytes]:

@@ -1,11 +1,11 @@
-"""`vae-client`: the service from the command line, for one image or a whole collection."""
+"""The commands of `vae-client`, for one image or a whole collection."""
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import numpy as np
 import typer
@@ -18,9 +18,9 @@ from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
 from vaeserve.client.files import atomic_write
 
-SOME_FAILED = 3  # the exit status of a bulk command that is done, but for some files
+SOME_FAILED = 3  # the exit status of a bulk command some of whose files failed
 
-SHOWN = frozenset({"p_value", "elbo", "distortion", "rate", "error", "iwae"})  # of the scores, on a terminal
+SHOWN = frozenset({"p_value", "elbo", "distortion", "rate", "error", "iwae"})  # scores on a terminal
 
 app = typer.Typer(
     name="vae-client",
@@ -31,6 +31,30 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+P = ParamSpec("P")
+
+
+def command(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Register a command.
+
+    Errors that a user can mend end it with one sentence and exit status 1. It returns how many files of a
+    bulk job failed.
+    """
+
+    @app.command()
+    @wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            failed = function(*arguments, **options)
+        except (ClientError, OSError, ValueError) as error:
+            print(f"vae-client: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        if failed:
+            raise typer.Exit(SOME_FAILED)
+
+    return run
+
+
 Url = Annotated[str, typer.Option(envvar="VAESERVE_URL", help="Address of the service.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="VAESERVE_API_KEY", show_envvar=True)]
 Model = Annotated[str | None, typer.Option(help="name or name@version. [default: the service's]")]
@@ -38,7 +62,7 @@ Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests in fligh
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Image files, folders (searched recursively), quoted globs, .tar[.gz], .txt: a path a line."
+        help="Image files, folders (searched recursively), quoted globs, .tar[.gz], .txt (one path per line)."
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)]
@@ -48,7 +72,7 @@ Patience = Annotated[
 LOCAL = "http://127.0.0.1:8000"
 
 
-@app.command()
+@command
 def encode(
     sources: Sources,
     output: Annotated[
@@ -62,18 +86,17 @@ def encode(
     model: Model = None,
     concurrency: Concurrency = 4,
     patience: Patience = 300,
-) -> None:
+) -> int:
     """Embed images: their posterior means and log-variances, in the order of the sorted paths.
 
     If it is interrupted, the same command resumes. Exit status: 0 all are done; 1 stopped by an error;
     2 wrong usage; 3 done, but some files failed: <output>.failed.jsonl says which and why.
     """
     _check_suffix(output, *tables.SUFFIXES)
-    with _sentences():
-        _end(Collection("encode", sources, output, url, api_key, model, concurrency, patience).encode())
+    return Collection("encode", sources, output, url, api_key, model, concurrency, patience).encode()
 
 
-@app.command()
+@command
 def decode(
     latents: Annotated[Path, typer.Argument(help=".npy, or .npz with `mean` (what encode writes).")],
     output: Annotated[Path, typer.Option("-o", "--output", help=".png (contact sheet) or .npy.")],
@@ -82,22 +105,20 @@ def decode(
     model: Model = None,
     concurrency: Concurrency = 4,
     patience: Patience = 300,
-) -> None:
+) -> int:
     """Decode latents to images, in their order.
 
     Resumable, and with the exit status, like encode.
     """
     _check_suffix(output, ".png", ".npy")
-    with _sentences():
-        array, its_model = _latents(latents)
-        options = {"sha256": hashlib.sha256(array.tobytes()).hexdigest()}  # not of a file that has changed
-        job = Collection(
-            "decode", [str(latents)], output, url, api_key, model or its_model, concurrency, patience, options
-        )
-        _end(job.decode(array))
+    array, its_model = _latents(latents)
+    options = {"sha256": hashlib.sha256(array.tobytes()).hexdigest()}  # a changed file is another job
+    model = model or its_model
+    job = Collection("decode", [str(latents)], output, url, api_key, model, concurrency, patience, options)
+    return job.decode(array)
 
 
-@app.command()
+@command
 def reconstruct(
     sources: Sources,
     output: Annotated[
@@ -113,21 +134,17 @@ def reconstruct(
     model: Model = None,
     concurrency: Concurrency = 4,
     patience: Patience = 300,
-) -> None:
+) -> int:
     """Send images through encoder and decoder; prints the mean squared error of each.
 
     Resumable, and with the exit status, like encode.
     """
     _check_suffix(output, ".png", ".parquet", ".npz")
-    with _sentences():
-        _end(
-            Collection(
-                "reconstruct", sources, output, url, api_key, model, concurrency, patience
-            ).reconstruct()
-        )
+    job = Collection("reconstruct", sources, output, url, api_key, model, concurrency, patience)
+    return job.reconstruct()
 
 
-@app.command()
+@command
 def sample(
     output: Annotated[
         Path,
@@ -145,24 +162,23 @@ def sample(
     model: Model = None,
     concurrency: Concurrency = 4,
     patience: Patience = 300,
-) -> None:
+) -> int:
     """Draw any number of images from the model's prior.
 
     Image r of a seed does not depend on -n. Resumable, and with the exit status, like encode.
     """
     _check_suffix(output, *samples.SUFFIXES)
     options = {"n": n, "seed": seed, "temperature": temperature, "prior": prior, "label": label}
-    with _sentences():
-        Collection("sample", [], output, url, api_key, model, concurrency, patience, options).sample(n)
+    return Collection("sample", [], output, url, api_key, model, concurrency, patience, options).sample(n)
 
 
-@app.command()
+@command
 def score(
     sources: Sources,
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help=".parquet or .npz. [default: a line for each image on the terminal]"
+            "-o", "--output", help=".parquet or .npz. [default: one line per image on the terminal]"
         ),
     ] = None,
     k: Annotated[
@@ -175,7 +191,7 @@ def score(
     model: Model = None,
     concurrency: Concurrency = 4,
     patience: Patience = 300,
-) -> None:
+) -> int:
     """Print how well the model explains each image, in nats, and how unusual that is (p).
 
     With -o any number of images, resumable, and with the exit status, like encode.
@@ -183,11 +199,10 @@ def score(
     if output:
         _check_suffix(output, ".parquet", ".npz")
         options = {"k": k, "seed": seed}
-        job = Collection("score", sources, output, url, api_key, model, concurrency, patience, options)
-        with _sentences():
-            _end(job.score())
-        return
-    with _sentences(), Client(url, api_key=api_key, model=model) as client:
+        return Collection(
+            "score", sources, output, url, api_key, model, concurrency, patience, options
+        ).score()
+    with Client(url, api_key=api_key, model=model) as client:
         images = list(read(find(sources)))
         if not images:
             raise ValueError(f"no images in {', '.join(sources)}")
@@ -196,12 +211,13 @@ def score(
         print(*(name.removesuffix("_value") for name in shown), "path", sep="\t")
         for row, image in enumerate(images):
             print(*(f"{column[row]:.5g}" for column in shown.values()), image.entry.name, sep="\t")
+    return 0
 
 
-@app.command()
+@command
 def interpolate(
     start: Annotated[Path, typer.Argument(help="An image file.", exists=True, dir_okay=False)],
-    end: Annotated[Path, typer.Argument(help="Another one.", exists=True, dir_okay=False)],
+    end: Annotated[Path, typer.Argument(help="The other image file.", exists=True, dir_okay=False)],
     output: Annotated[
         Path, typer.Option("-o", "--output", help=".gif or .webp (animation), .png (strip) or .npy.")
     ],
@@ -212,17 +228,17 @@ def interpolate(
     api_key: ApiKey = None,
     model: Model = None,
 ) -> None:
-    """Go from one image to another through the latent space."""
+    """Interpolate between two images in the latent space."""
     query = {"n": n, "method": method, "duration": duration}
     _picture("/interpolate", [start, end], output, query, Client(url, api_key=api_key, model=model))
 
 
-@app.command()
+@command
 def traverse(
     image: Annotated[Path, typer.Argument(help="An image file.", exists=True, dir_okay=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help=".png (a row a dimension) or .npy.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".png (one row per dimension) or .npy.")],
     dimensions: Annotated[
-        str | None, typer.Option(help="As in 3,17. [default: those with the highest KL]")
+        str | None, typer.Option(help="For example 3,17. [default: those with the highest KL]")
     ] = None,
     n: Annotated[int, typer.Option("-n", min=2, max=64, help="Steps of each dimension.")] = 9,
     extent: Annotated[float, typer.Option(min=0, max=10, help="From -extent to +extent.")] = 3.0,
@@ -235,12 +251,12 @@ def traverse(
     _picture("/traverse", [image], output, query, Client(url, api_key=api_key, model=model))
 
 
-@app.command()
+@command
 def arithmetic(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help=".png or .npy.")],
     weights: Annotated[
-        str | None, typer.Option(help="One for each image, as in 1,-1,1. [default: the average]")
+        str | None, typer.Option(help="One for each image, for example 1,-1,1. [default: the average]")
     ] = None,
     url: Url = LOCAL,
     api_key: ApiKey = None,
@@ -251,7 +267,7 @@ def arithmetic(
     _picture("/arithmetic", images, output, query, Client(url, api_key=api_key, model=model))
 
 
-@app.command()
+@command
 def similarity(
     images: Images,
     metric: Annotated[str, typer.Option(help="cosine, mahalanobis or symmetric_kl.")] = "cosine",
@@ -259,15 +275,15 @@ def similarity(
     api_key: ApiKey = None,
     model: Model = None,
 ) -> None:
-    """Print how alike the images are (cosine), or how far apart (the others): a line for each pair."""
-    with _sentences(), Client(url, api_key=api_key, model=model) as client:
+    """Print the similarity or distance of each pair of images."""
+    with Client(url, api_key=api_key, model=model) as client:
         found = client.similarity([str(path) for path in images], metric=metric)
         for row, first in enumerate(images):
             for column in range(row + 1, len(images)):
                 print(f"{found[row, column]:.5g}", first, images[column], sep="\t")
 
 
-# What an answer can be saved as; not every route has each.
+# The formats of a picture; only /interpolate has animations.
 MEDIA_TYPES = {
     ".png": "image/png",
     ".npy": "application/x-npy",
@@ -279,7 +295,7 @@ MEDIA_TYPES = {
 def _picture(route: str, paths: Sequence[Path], output: Path, query: dict[str, Any], client: Client) -> None:
     allowed = [*MEDIA_TYPES] if route == "/interpolate" else [".png", ".npy"]
     media_type = MEDIA_TYPES[_check_suffix(output, *allowed)]
-    with _sentences(), client:
+    with client:
         content = client.picture(route, [str(path) for path in paths], media_type=media_type, **query)
         with atomic_write(output) as file:
             file.write(content)
@@ -303,24 +319,8 @@ def _latents(path: Path) -> tuple[NDArray[Any], str | None]:
     return array, model
 
 
-def _end(failed: int) -> None:
-    """Set the exit status of a command that is done."""
-    if failed:
-        raise typer.Exit(SOME_FAILED)
-
-
 def _check_suffix(output: Path, *allowed: str) -> str:
     if output.suffix.lower() not in allowed:
         endings = " or ".join(each or "be a folder" for each in allowed)
         raise typer.BadParameter(f"{output} must end in {endings}", param_hint="-o")
     return output.suffix.lower()
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """Ends errors that a user can mend in one sentence and exit status 1."""
-    try:
-        yield
-    except (ClientError, OSError, ValueError) as error:
-        print(f"vae-client: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error

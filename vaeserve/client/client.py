@@ -28,11 +28,11 @@ from vaeserve.client.results import (
 )
 
 NPZ = "application/x-npz"
-ROWS = 128  # images or latents of one request; more are sent as several, in order
+ROWS = 128  # images or latents in one request; more are sent in several, in order
 RETRIES = 5
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.5, 8.0, 60.0  # seconds
 
-Answer = tuple[dict[str, NDArray[Any]], httpx.Response]  # its arrays, and the rest of it
+Answer = tuple[dict[str, NDArray[Any]], httpx.Response]  # the arrays of a response, and the response
 
 
 class Client:
@@ -43,9 +43,9 @@ class Client:
             images = client.decode(latents)
 
     Images are paths, bytes of image files, or arrays uint8 [n, h, w, c] (or [n, h, w]) of exactly the
-    model's size. `model` is `name` or `name@version`; None is the service's default. Everything the service
-    does is safe to repeat, so 429, 503 and broken connections are retried, after growing pauses or the
-    Retry-After of the answer. Whatever is too large for one request is sent in several.
+    model's size. `model` is `name` or `name@version`; None is the service's default. Every request is safe
+    to repeat, so the client retries after 429, 503 and broken connections, with growing pauses or the
+    Retry-After of the response. What is too large for one request is sent in several.
 
     The errors are in vaeserve.client.errors.
     """
@@ -66,9 +66,7 @@ class Client:
         self._model = model
         self._retries = retries
         self._sleep = sleep
-        # Learned from the service: older ones read no forms, and each has its own limits.
-        self._forms = True
-        self._rows = ROWS
+        self._rows = ROWS  # fewer as soon as the service answers that a request is too large
 
     def encode(self, images: Images) -> Posterior:
         """The posterior of each image. `mean` is its embedding."""
@@ -77,7 +75,7 @@ class Client:
         logvar = np.concatenate([arrays["logvar"] for arrays, _ in parts])
         return Posterior(mean, logvar, _same_model(parts))
 
-    def decode(self, latents: NDArray[np.floating]) -> ByteImages:
+    def decode(self, latents: Latents) -> ByteImages:
         """Images uint8 [n, h, w, c] of latents [n, *latent]."""
         parts = self._of_rows("/decode", bodies.latent_rows(latents), {})
         _same_model(parts)
@@ -122,9 +120,9 @@ class Client:
         query = {name: value for name, value in options.items() if value is not None}
 
         def ask(rows: range) -> httpx.Response:
-            cut = {"n": len(rows)} | _from(first + rows.start)
-            response = self._request("/sample", None, query | cut, NPZ)
-            query["seed"] = int(response.headers["X-Seed"])  # the same for the next requests
+            part = {"n": len(rows), "first": first + rows.start}
+            response = self._request("/sample", None, query | part, NPZ)
+            query["seed"] = int(response.headers["X-Seed"])  # the next requests use it too
             return response
 
         parts = self._parts(n, ask)
@@ -144,8 +142,8 @@ class Client:
         rows = bodies.image_rows(images)
 
         def ask(part: range) -> httpx.Response:
-            drawn = query | _from(first + part.start)
-            return self._send("/score", rows[part.start : part.stop], drawn, NPZ)
+            body = bodies.rows_body(rows[part.start : part.stop])
+            return self._request("/score", body, query | {"first": first + part.start}, NPZ)
 
         parts = self._parts(len(rows), ask)
         found = {name: np.concatenate([arrays[name] for arrays, _ in parts]) for name in parts[0][0]}
@@ -234,11 +232,11 @@ class Client:
     ) -> bytes:
         """The answer of a route, for instance "/sample", as a picture: one image, or all as a contact sheet.
 
-        `media_type`: image/png, image/jpeg, and for /interpolate the animations image/gif and image/webp.
+        Without images and latents, of a GET request. `media_type`: image/png, image/jpeg, and for
+        /interpolate the animations image/gif and image/webp.
         """
-        if images is None and latents is None:
-            return self._request(route, None, query, media_type).content
-        return self._send_points(route, images, latents, query, media_type).content
+        body = None if images is None and latents is None else bodies.points_body(images, latents)
+        return self._request(route, body, query, media_type).content
 
     def models(self) -> dict[str, Any]:
         """The loaded models: the answer of GET /models."""
@@ -259,9 +257,11 @@ class Client:
 
     def _of_rows(self, route: str, rows: Rows, query: Mapping[str, Any]) -> list[Answer]:
         """The answers for all rows."""
-        return self._parts(
-            len(rows), lambda part: self._send(route, rows[part.start : part.stop], query, NPZ)
-        )
+
+        def ask(part: range) -> httpx.Response:
+            return self._request(route, bodies.rows_body(rows[part.start : part.stop]), query, NPZ)
+
+        return self._parts(len(rows), ask)
 
     def _parts(self, total: int, ask: Callable[[range], httpx.Response]) -> list[Answer]:
         """The answers for `total` rows, in their order. A request that is too large is halved."""
@@ -284,39 +284,15 @@ class Client:
         self, route: str, images: Images | None, latents: Latents | None, query: Mapping[str, Any]
     ) -> tuple[dict[str, NDArray[Any]], str]:
         """The arrays of one answer about points, and the model's name@version."""
-        response = self._send_points(route, images, latents, query, NPZ)
+        response = self._request(route, bodies.points_body(images, latents), query, NPZ)
         return _arrays(response), response.headers["X-Model"]
-
-    def _send_points(
-        self,
-        route: str,
-        images: Images | None,
-        latents: Latents | None,
-        query: Mapping[str, Any],
-        accept: str,
-    ) -> httpx.Response:
-        rows = None if images is None else bodies.image_rows(images)
-        floats = None if latents is None else bodies.latent_rows(latents)
-        if rows is not None and floats is None:
-            return self._send(route, rows, query, accept)
-        if floats is not None and rows is None:
-            return self._send(route, floats, query, accept)
-        return self._request(route, bodies.json_body(rows, floats), query, accept)
-
-    def _send(self, route: str, rows: Rows, query: Mapping[str, Any], accept: str) -> httpx.Response:
-        body = bodies.rows_body(rows, forms=self._forms)
-        try:
-            return self._request(route, body, query, accept)
-        except BadRequest as error:
-            if error.status != 415 or not body.is_form:
-                raise
-            self._forms = False
-        return self._request(route, bodies.rows_body(rows, forms=False), query, accept)
 
     def _request(
         self, route: str, body: Body | None, query: Mapping[str, Any], accept: str
     ) -> httpx.Response:
-        params = dict(query) | ({"model": self._model} if self._model and route != "/models" else {})
+        params = dict(query)
+        if self._model and not route.startswith("/models"):
+            params["model"] = self._model
         headers = {"Accept": accept} | ({"Content-Type": body.type} if body else {})
         for attempt in range(self._retries + 1):
             failure: Refused | Unreachable
@@ -342,11 +318,6 @@ class Client:
             if attempt < self._retries:
                 self._sleep(wait)
         raise failure
-
-
-def _from(first: int) -> dict[str, int]:
-    """The option `first`, which is 0 by default."""
-    return {"first": first} if first else {}
 
 
 def _arrays(response: httpx.Response) -> dict[str, NDArray[Any]]:

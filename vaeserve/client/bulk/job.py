@@ -32,7 +32,7 @@ Columns = Mapping[str, NDArray[Any]]  # one row of each for each image
 
 
 class Failure(NamedTuple):
-    """An entry that has no result, and why."""
+    """An entry without a result, and the reason."""
 
     entry: int
     reason: str
@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a command asks for. A job resumes only for the same task."""
+    """The arguments of a command. A job resumes only for the same task."""
 
     command: str
     sources: list[str]
@@ -63,17 +63,17 @@ class Job:
     def __init__(self, folder: Path, task: Task, *, model: str, seed: int, count: int) -> None:
         self.folder = folder
         self.task = task
-        self.model = model  # name@version: all rows come from one model, also those of a later run
-        self.seed = seed  # of the noise: the one that was given, else one made up at the beginning
+        self.model = model  # name@version: all rows come from this model, also after the job resumes
+        self.seed = seed  # of the noise: given by the user, or chosen when the job starts
         self.count = count
 
     @property
     def done(self) -> int:
-        """How many entries have their result, or their failure."""
+        """How many entries have a result or a failure."""
         return max((stop for _, stop, _ in self._parts()), default=0)
 
     def entries(self, start: int) -> Iterator[Entry]:
-        """The images of the job, from this one on."""
+        """The images of the job, from number `start`."""
         with (self.folder / "entries.jsonl").open(encoding="utf-8") as lines:
             for line in islice(lines, start, None):
                 yield Entry(*json.loads(line))
@@ -113,7 +113,7 @@ class Job:
         return sum(len(part.entries) for part in self.parts(()))
 
     def remove(self) -> None:
-        """Remove the job in one step: half a folder must not look like a job."""
+        """Remove the job in one step, because half a folder would look like a job."""
         rest = self.folder.with_suffix(".removed")
         os.replace(self.folder, rest)
         shutil.rmtree(rest)
@@ -124,7 +124,7 @@ class Job:
             start, stop = map(int, path.stem.split("-"))
             if start != (found[-1][1] if found else 0):
                 raise ClientError(
-                    f"{self.folder} has lost the part before {path.name}; remove the folder and start again"
+                    f"{self.folder} lacks the part before {path.name}; remove the folder and start again"
                 )
             found.append((start, stop, path))
         return found
@@ -132,7 +132,7 @@ class Job:
 
 @contextmanager
 def opened(folder: Path, task: Task, found: Iterable[Entry] | int, model: Callable[[], str]) -> Iterator[Job]:
-    """The job of this folder: the one that was interrupted, or a new one on `found`, for `model()`.
+    """The job of this folder: the interrupted one, or a new one on `found` for the model `model()`.
 
     `found` is the entries, or their number where entries are numbers. ClientError if the folder belongs to
     another task or another process. Nothing is left behind if the job ends before its first part.
@@ -166,7 +166,7 @@ def opened(folder: Path, task: Task, found: Iterable[Entry] | int, model: Callab
         try:
             yield Job(folder, task, model=record["model"], seed=record.get("seed", 0), count=record["count"])
         except BaseException:
-            if not any(folder.glob(PARTS)):  # the command may be wrong: it must not be bound to this task
+            if not any(folder.glob(PARTS)):  # the command may be wrong, and must not block a corrected one
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -183,7 +183,7 @@ def _write_down(entries: Iterable[Entry], path: Path) -> int:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Locks the folder. The lock ends with its process."""
+    """Lock the folder. The lock ends with its process."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -194,6 +194,6 @@ def _alone(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ClientError(
-                f"another process is working on {path.parent}; wait for it, or stop it"
+                f"another process is working on {path.parent}; wait for it or stop it"
             ) from None
         yield

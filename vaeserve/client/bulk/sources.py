@@ -1,7 +1,7 @@
-"""What a bulk job reads: folders, globs, tar archives and lists of paths, as entries in a fixed order.
+"""Finds and reads the images of a bulk job: in folders, globs, tar archives and lists of paths.
 
-Finding is apart from reading: a job writes down first what it found, so that it can go on where it was
-whatever happens to the folder meanwhile. Nothing here holds more than the names of one folder.
+Finding is separate from reading. A job first writes the list of what it found, so that it can resume even if
+the folder changes. Only the names of one folder are in memory at a time.
 """
 
 import glob
@@ -15,33 +15,33 @@ from typing import NamedTuple
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LISTS = (".txt", ".lst")
-STREAMED = -1  # the offset of members that can only be read in passing: the archive is compressed
+STREAMED = -1  # the offset of members of a compressed archive, which can only be read in sequence
 
 
 class Entry(NamedTuple):
     """One image: a file, or a member of an archive."""
 
-    path: str  # of the file or of the archive
+    path: str  # of the file, or of the archive
     member: str = ""
     offset: int = 0
     size: int = 0
 
     @property
     def name(self) -> str:
-        """What it is called in the output, always valid Unicode."""
+        """Its name in the output, always valid Unicode."""
         name = f"{self.path}/{self.member}" if self.member else self.path
         return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Source(NamedTuple):
-    """An entry, and how to get its bytes (OSError if that fails)."""
+    """An entry, and a function that reads its bytes or raises OSError."""
 
     entry: Entry
     load: Callable[[], bytes]
 
 
 def find(sources: Sequence[str]) -> Iterator[Entry]:
-    """The images that these words mean, in order; FileNotFoundError for a word that means nothing."""
+    """The images in these sources, in order; FileNotFoundError for a source that does not exist."""
     for source in sources:
         if os.path.isdir(source):
             yield from _folder(source)
@@ -57,11 +57,11 @@ def find(sources: Sequence[str]) -> Iterator[Entry]:
             for path in sorted(f"{path}/" if os.path.isdir(path) else path for path in matches):
                 yield from _folder(path.rstrip("/")) if path.endswith("/") else [Entry(path)]
         else:
-            raise FileNotFoundError(f"{source} is not there")
+            raise FileNotFoundError(f"{source} does not exist")
 
 
 def read(entries: Iterable[Entry]) -> Iterator[Source]:
-    """The entries with their bytes within reach; compressed archives are read along, once."""
+    """Each entry with a function that reads it. A compressed archive is read once, in sequence."""
     archive: str | None = None
     members: Iterator[tuple[str, bytes]] = iter(())
     for entry in entries:
@@ -75,20 +75,20 @@ def read(entries: Iterable[Entry]) -> Iterator[Source]:
 
 
 def _folder(folder: str) -> Iterator[Entry]:
-    """Recursively, in the order that sorting the whole paths would give."""
+    """The images of a folder, recursively, in the order of the sorted paths."""
     with os.scandir(folder) as found:
         names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in found)
     for name in names:
         path = os.path.join(folder, name.rstrip("/"))
         if name.endswith("/"):
-            if not os.path.islink(path):  # it could lead in circles
+            if not os.path.islink(path):  # it could point to a parent folder
                 yield from _folder(path)
         elif os.path.splitext(name)[1].lower() in SUFFIXES:
             yield Entry(path)
 
 
 def _archive(path: str) -> Iterator[Entry]:
-    """Members in the archive's own order; those of a plain tar are read later from where they lie."""
+    """The images of an archive, in its order. Members of a plain tar have their offset, to be read later."""
     compressed = _is_compressed(path)
     with tarfile.open(path, "r|*" if compressed else "r:") as archive:
         for member in _members(archive):
@@ -112,13 +112,13 @@ def _stream(path: str) -> Iterator[tuple[str, bytes]]:
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in archive:
-        archive.members = []  # type: ignore[attr-defined]  # it keeps them all: of a million, a gigabyte
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all: 1 GB for a million
         if member.isfile() and os.path.splitext(member.name)[1].lower() in SUFFIXES:
             yield member
 
 
 def _list(path: str) -> Iterator[Entry]:
-    """A path a line, relative to where the command runs; empty lines are nothing."""
+    """One path per line, relative to the current folder. Empty lines are skipped."""
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             if name := line.rstrip("\r\n"):

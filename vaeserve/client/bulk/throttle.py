@@ -1,4 +1,4 @@
-"""How many requests may be in flight: fewer as soon as the service is overloaded."""
+"""Limits the number of requests in flight, and lowers the limit when the service is overloaded."""
 
 import threading
 import time
@@ -7,10 +7,10 @@ from typing import Self
 
 
 class ConcurrencyLimit:
-    """A context that at most `most` threads are in at a time.
+    """A context manager that at most `most` threads can enter at a time.
 
     The limit is halved when the service is overloaded, and grows by one for each round of requests that
-    succeed, as TCP's congestion window does (Jacobson 1988).
+    succeed, like TCP's congestion window (Jacobson 1988).
     """
 
     def __init__(self, most: int) -> None:
@@ -23,6 +23,7 @@ class ConcurrencyLimit:
 
     @property
     def limit(self) -> int:
+        """How many requests may be in flight now."""
         return int(self._limit)
 
     def __enter__(self) -> Self:
@@ -40,16 +41,18 @@ class ConcurrencyLimit:
             self._changed.notify_all()
 
     def succeeded(self) -> None:
+        """Raise the limit after a request that succeeded."""
         with self._changed:
             self._limit = min(float(self._most), self._limit + 1 / self._limit)
 
     def stop_waiting(self) -> None:
+        """Let requests begin at once, although the service asked for a pause."""
         with self._changed:
             self._not_before = 0.0
             self._changed.notify_all()
 
     def overloaded(self, started: float, seconds: float) -> None:
-        """A request that began at `started` was refused: no request begins for `seconds`."""
+        """Lower the limit after a refusal of a request from `started`; none begins for `seconds`."""
         with self._changed:
             now = time.monotonic()
             self._not_before = max(self._not_before, now + seconds)
