@@ -22,16 +22,12 @@ PAGES = ("docs/api.md", "docs/models.md", "docs/settings.md")
 PART = re.compile(
     r"(?P<begin><!-- made: (?P<name>[^\n;]+?)(?:; .+?)? -->\n)(?P<text>.*?)(?P<end><!-- end: )", re.S
 )
+# Short names of the media types that are not images, in the order of the columns.
 MEDIA_TYPES = {
     "application/json": "JSON",
     "application/x-npy": "npy",
     "application/x-npz": "npz",
     "multipart/form-data": "multipart",
-    "image/png": "PNG",
-    "image/jpeg": "JPEG",
-    "image/webp": "WebP",
-    "image/gif": "GIF",
-    "image/bmp": "BMP",
 }
 # The rows of the table of models: what it says, the metric, and how many digits it has.
 METRICS = (
@@ -67,7 +63,7 @@ def operations() -> str:
         operation = next(iter(item.values()))
         answers = operation["responses"]["200"]["content"]
         does = first_sentence(operation["description"])
-        bodies_named = _media_types({name for body in bodies for name in body})
+        bodies_named = _media_types(dict.fromkeys(name for body in bodies for name in body))
         rows[path] = [f"`{methods} {path}`", bodies_named, _media_types(answers), does]
     return _table(("operation", "body", "answer", "what it does"), rows.values())
 
@@ -146,7 +142,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _media_types(media_types: Iterable[str]) -> str:
-    return ", ".join(short for name, short in MEDIA_TYPES.items() if name in media_types)
+    found = list(media_types)
+    images = [name.partition("/")[2].upper() for name in found if name.startswith("image/")]
+    return ", ".join([*(short for name, short in MEDIA_TYPES.items() if name in found), *images])
 
 
 def _folders(folder: Path) -> list[Path]:

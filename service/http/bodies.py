@@ -169,7 +169,7 @@ def _read(data: bytes, manifest: Manifest, max_pixels: int, pointer: str) -> NDA
 def _less(left: int, data: bytes, budget: Budget) -> int:
     """How many pixels the other files of a request may have after this one."""
     try:
-        width, height = png_size(data) or Image.open(io.BytesIO(data), formats=FORMATS).size
+        width, height = png_size(data) or Image.open(io.BytesIO(data), formats=tuple(FORMATS)).size
     except Exception:  # Pillow's parsers raise nearly anything; reading the file will tell what is wrong
         return left
     if width * height > left:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 
 from service.core.problems import NotAcceptable, UnsupportedMediaType
-from vaeserve.bundle.images import MEDIA_TYPES
+from vaeserve.bundle.images import FORMATS
 
 JSON = "application/json"
 NPY = "application/x-npy"
@@ -15,7 +15,7 @@ JPEG = "image/jpeg"
 WEBP = "image/webp"
 GIF = "image/gif"
 MULTIPART = "multipart/form-data"
-IMAGE_TYPES = tuple(MEDIA_TYPES.values())
+IMAGE_TYPES = tuple(each.media_type for each in FORMATS.values())
 
 ALIASES = {"image/jpg": JPEG, "image/x-ms-bmp": "image/bmp"}  # not registered, and common
 

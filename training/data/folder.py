@@ -22,9 +22,9 @@ from training.data.cache import stored
 from training.data.images import ByteImages, DataError, Images, ImageTarget, Say, from_arrays
 from training.data.sources import guessed_size, model_name
 from vaeserve.bundle.cpus import usable_cpus
-from vaeserve.bundle.images import ImageError, image_size, read_image
+from vaeserve.bundle.images import FORMATS, ImageError, image_size, read_image
 
-SERVED = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"})
+SERVED = frozenset(suffix for each in FORMATS.values() for suffix in each.suffixes)
 REWRITTEN = frozenset({".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})  # what the runtime does not read
 TRAIN = frozenset({"train", "training", "val", "valid", "validation"})
 TEST = frozenset({"test", "testing"})

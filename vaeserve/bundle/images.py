@@ -7,7 +7,7 @@ it, because it is converted and shrunk in strips.
 
 import io
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,23 @@ from PIL import Image, ImageOps
 from vaeserve.bundle.manifest import Fit
 from vaeserve.bundle.png import read_plain
 
-# The formats that are read, by Pillow's names, and their media types. Each of Pillow's sixty other parsers
-# would be an attack surface.
-MEDIA_TYPES = {
-    "PNG": "image/png",
-    "JPEG": "image/jpeg",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "BMP": "image/bmp",
+
+class Format(NamedTuple):
+    """An image format, as HTTP and as file systems name it."""
+
+    media_type: str
+    suffixes: tuple[str, ...]
+
+
+# The formats that are read, by Pillow's names. Each of Pillow's sixty other parsers would be an attack
+# surface.
+FORMATS = {
+    "PNG": Format("image/png", (".png",)),
+    "JPEG": Format("image/jpeg", (".jpg", ".jpeg", ".jpe", ".jfif")),
+    "WEBP": Format("image/webp", (".webp",)),
+    "GIF": Format("image/gif", (".gif",)),
+    "BMP": Format("image/bmp", (".bmp",)),
 }
-FORMATS = tuple(MEDIA_TYPES)
 
 # The largest side of a JPEG. Pillow keeps a pointer for every row, so an image of one column would take
 # three times the memory of its pixels.
@@ -159,7 +166,7 @@ def encode_animation(images: NDArray[np.uint8], format: Literal["gif", "webp"], 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"the image has more than the {max_pixels:,} pixels allowed") from error
     except Exception as error:  # as in read_image

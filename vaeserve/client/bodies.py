@@ -12,20 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vaeserve.client.formats import FORMATS
 from vaeserve.client.results import ByteImages, Floats
 
 ImageFile = str | os.PathLike[str] | bytes  # a path, or the bytes of a file
 Images = ImageFile | Sequence[ImageFile] | Sequence[ByteImages] | ByteImages
 Latents = NDArray[np.floating]  # [n, *latent]
 Rows = Sequence[ImageFile] | NDArray[Any]  # a slice of it is one request
-
-MAGIC = (
-    (b"\x89PNG", "image/png"),
-    (b"\xff\xd8", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"RIFF", "image/webp"),
-)
 
 
 class Body(NamedTuple):
@@ -68,7 +61,7 @@ def rows_body(rows: Rows) -> Body:
         return Body(file.getvalue(), "application/x-npy")
     files = _contents(rows)
     if len(files) == 1:
-        for magic, media_type in MAGIC:
+        for magic, media_type, _ in FORMATS:
             if files[0].startswith(magic):
                 return Body(files[0], media_type)
     return _form(files)

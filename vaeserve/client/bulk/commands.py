@@ -17,9 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vaeserve.client.bulk import runner, samples, tables
 from vaeserve.client.bulk.job import Columns, Job, Task, opened
 from vaeserve.client.bulk.runner import Requests
-from vaeserve.client.bulk.sources import SUFFIXES, Entry, find
+from vaeserve.client.bulk.sources import Entry, find
 from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
+from vaeserve.client.formats import SUFFIXES
 
 SHOWN = 20  # failures that are printed; the side file has all
 
