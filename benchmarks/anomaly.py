@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.data.images import ImageTarget, Subset
 from training.data.load import load
-from training.publishing.calibration import scores
+from training.publishing.held_out import scores
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.repository import open_engine
 from vaeserve.bundle.scores import Scores

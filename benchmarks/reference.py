@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.model.graphs import DecoderGraph, EncoderGraph
 from training.model.networks import Posterior
-from training.publishing.export import golden, parity, write_graph
+from training.publishing.onnx_graphs import Graphs
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import Draft, publish
 from vaeserve.bundle.likelihood import Bernoulli
@@ -110,9 +109,9 @@ def publish_reference(models: Path, name: str = "reference", width: int = WIDTH)
     images = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE, 1), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        write_graph(EncoderGraph(network.encoder), torch.from_numpy(images[:2]), ["mean", "logvar"], folder)
-        write_graph(DecoderGraph(network.decoder), torch.zeros(2, LATENT), ["image", "pixels"], folder)
-        golden(network.encoder, network.decoder, images).save(folder / "golden.npz")
+        graphs = Graphs(network.encoder, network.decoder)
+        graphs.write(folder, (SIDE, SIDE, 1), LATENT)
+        graphs.golden(images).save(folder / "golden.npz")
         manifest = Manifest(
             name=name,
             version=1,
@@ -123,7 +122,7 @@ def publish_reference(models: Path, name: str = "reference", width: int = WIDTH)
             libraries={name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")},
         )
         draft = Draft(folder, manifest)
-        tolerance = parity(network.encoder, network.decoder, Engine(draft.bundle()), images)
+        tolerance = graphs.parity(Engine(draft.bundle()), images)
         return publish(models, name, Draft(folder, manifest.model_copy(update={"tolerance": tolerance})))
 
 

@@ -67,7 +67,7 @@ def fit(
         from training.data.load import load
         from training.fit import distributed, trainer
         from training.publishing import report
-        from training.publishing.publish import release
+        from training.publishing.publish import publish_checkpoint
 
         ranks = distributed.join()
         found = None
@@ -98,7 +98,7 @@ def fit(
         if not result.finished:
             _say(f"not finished; go on with: vae-train fit --run {run} --models {models} --resume")
             raise typer.Exit(0 if ranks.launched else INTERRUPTED)  # torchrun would start it again
-        bundle = release(result.checkpoint, images, models, result.history, _say)
+        bundle = publish_checkpoint(result.checkpoint, images, models, result.history, _say)
         _print_metrics(bundle)
         _say(
             f"published {bundle}\nreport    {report.write(run)}\n\nnext:\n"
@@ -160,7 +160,7 @@ def export(
         from training.data.images import ImageTarget
         from training.data.load import load
         from training.fit import checkpoint as checkpoints
-        from training.publishing.publish import release, release_int8
+        from training.publishing.publish import publish_checkpoint, publish_int8
 
         state = checkpoints.read_state(checkpoint)
         history = [
@@ -170,11 +170,11 @@ def export(
         ]
         config = TrainConfig.from_dict(state["config"])
         images = load(config.data, ImageTarget.of(config), _say)
-        bundle = release(checkpoint, images, models, history, _say, iwae_k=iwae_k, iwae_n=iwae_n)
+        bundle = publish_checkpoint(checkpoint, images, models, history, _say, iwae_k=iwae_k, iwae_n=iwae_n)
         _print_metrics(bundle)
         _say(f"published {bundle}")
         if int8:
-            quantized = release_int8(bundle, images, models, _say)
+            quantized = publish_int8(bundle, images, models, _say)
             _print_metrics(quantized)
             _say(f"published {quantized}")
 
@@ -189,11 +189,11 @@ def quantize(
     """Publish a bundle in eight-bit integers as <name>-int8, evaluated, with what it loses and gains on its
     card. Nothing is trained."""
     with _sentences():
-        from training.publishing.publish import release_int8
+        from training.publishing.publish import publish_int8
         from vaeserve.bundle.files import read_bundle
 
         images = _images_like(read_bundle(bundle).manifest.image, data, memory_limit)
-        quantized = release_int8(bundle, images, models, _say)
+        quantized = publish_int8(bundle, images, models, _say)
         _print_metrics(quantized)
         _say(f"published {quantized}")
 
@@ -238,7 +238,7 @@ def _sentences() -> Iterator[None]:
     from training.data.images import DataError
     from training.fit.checkpoint import CheckpointError
     from training.fit.trainer import TrainingError
-    from training.publishing.export import ExportError
+    from training.publishing.onnx_graphs import ExportError
     from vaeserve.bundle.files import BundleError
 
     try:

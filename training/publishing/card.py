@@ -1,4 +1,4 @@
-"""The model card, README.md of a bundle: what a person needs to judge a model before using it."""
+"""Writes the model card, README.md of a bundle: what a person must know before using a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from vaeserve.bundle.manifest import Manifest, Metric
 
 FIGURES = {
     "elbo": ("ELBO, nats per image", "{:.2f}"),
-    "elbo_prior": ("the same under the served prior", "{:.2f}"),
+    "elbo_prior": ("ELBO under the served prior, nats per image", "{:.2f}"),
     "iwae": ("importance-weighted bound under N(0, I), nats per image", "{:.2f}"),
-    "iwae_prior": ("the same under the served prior", "{:.2f}"),
+    "iwae_prior": ("importance-weighted bound under the served prior, nats per image", "{:.2f}"),
     "distortion": ("distortion, nats per image", "{:.2f}"),
     "rate": ("rate, nats per image", "{:.2f}"),
     "bits_per_dim": ("bits per dimension", "{:.4f}"),
@@ -23,7 +23,7 @@ FIGURES = {
     "linear_probe": ("linear probe, accuracy", "{:.4f}"),
     "knn5": ("5-NN, accuracy", "{:.4f}"),
     "active_units": ("active latent dimensions", "{:.0f}"),
-    "prior_gap": ("log p(z) of the served prior above that of N(0, I), nats", "{:.2f}"),
+    "prior_gap": ("log p(z) under the served prior minus that under N(0, I), nats", "{:.2f}"),
 }
 SAMPLES = {
     "frechet": ("Fréchet distance", "{:.3f}"),
@@ -32,17 +32,17 @@ SAMPLES = {
     "recall": ("recall", "{:.3f}"),
     "density": ("density", "{:.3f}"),
     "coverage": ("coverage", "{:.3f}"),
-    "nearest": ("to the nearest training image, RMS on [0, 1]", "{:.3f}"),
+    "nearest": ("distance to the nearest training image, RMS on [0, 1]", "{:.3f}"),
     "duplicates": ("duplicates", "{:.4f}"),
 }
-BESIDE_SAMPLES = {
+SAMPLE_COLUMNS = {
     "": "samples",
     "_normal": "samples of N(0, I)",
     "_reconstructions": "reconstructions",
     "_restored": "reconstructed training images",
     "_real": "real images",
 }
-BESIDE = {"": "this model", "_pca": "PCA", "_pixels": "raw pixels", "_random": "untrained encoder"}
+COLUMNS = {"": "this model", "_pca": "PCA", "_pixels": "raw pixels", "_random": "untrained encoder"}
 FLAGS = (
     "epochs",
     "batch",
@@ -56,79 +56,87 @@ FLAGS = (
     "likelihood",
     "beta",
 )
-LATER = {"prior": "normal", "iwae": 1}  # flags that older versions do not know
+LATER = {"prior": "normal", "iwae": 1}  # flags and defaults that older versions do not have
 CAPTIONS = {
-    "overview.png": "Originals, their reconstructions, samples, and the way from one image to another.",
-    "reconstructions.png": "Test images, and below each what its latents are decoded to.",
-    "samples.png": "64 samples from the prior that is served (seed 0).",
+    "overview.png": "Originals, reconstructions, samples, and an interpolation between two images.",
+    "reconstructions.png": "Test images, each above its reconstruction from the posterior mean.",
+    "samples.png": "64 samples from the served prior (seed 0).",
     "labels.png": "Samples of each label, from a mixture fitted to its images alone (`/sample?label=`).",
-    "interpolations.png": "Straight ways between the latents of two images, which stand at the ends.",
-    "traversals.png": "The latent dimensions with the highest KL, each moved alone from -3 to 3.",
-    "neighbours.png": "Samples, and beside each the five training images nearest to it: a model that "
-    "only remembered would show the same image twice.",
-    "map.png": "Latents in two dimensions (t-SNE): near stays near, far means little.",
-    "kl.png": "How much each latent dimension says about an image.",
-    "curves.png": "The training; the dotted line is the best epoch on validation. A Gaussian's terms are "
-    "here log densities of pixels in [0, 1], those among the figures log probabilities of grey levels: they "
-    "differ by about a constant.",
+    "interpolations.png": "Linear interpolations between the latents of two images. The originals are at the "
+    "ends.",
+    "traversals.png": "The latent dimensions with the highest KL, each varied alone from -3 to 3.",
+    "neighbours.png": "Samples, each with its five nearest training images. A model that has memorised the "
+    "training images would show the same image twice.",
+    "map.png": "Latents in two dimensions (t-SNE). Close points are close in latent space; long distances "
+    "mean little.",
+    "kl.png": "KL divergence of each latent dimension: how much it tells about an image.",
+    "curves.png": "Training curves. The dotted line marks the best epoch on validation. The terms of a "
+    "Gaussian are log densities of pixels in [0, 1] here, and log probabilities of grey levels in the table "
+    "of figures; the two differ by about a constant.",
 }
 
 TRAINED = {
     "normal": "N(0, I)",
-    "flow": "of a flow (RealNVP, 1905.13452) that was trained with it",
-    "mixture": "of a mixture of Gaussians that was trained with it",
+    "flow": "flow (RealNVP, arXiv 1905.13452), trained jointly",
+    "mixture": "mixture of Gaussians, trained jointly",
 }
 BERNOULLI = (
-    "it reads pixels of 0\nor 255: the caller binarises. "
+    "The model reads pixels of 0\nor 255, so the caller binarises. "
     "Grey test images were binarised once, x ~ Bernoulli(grey)."
 )
-BINNED = "the distortion is the probability of\nthe pixels' grey levels (binned), not a density."
+BINNED = "The distortion is computed\nfrom the probability of the pixels' grey levels, not from a density."
 
 SAMPLE_FIGURES = """\
 ## Samples
 
-As many images of each kind beside the test images, at temperature 1. Distances and neighbours are taken in
-the features of a small classifier of the training labels (test accuracy {accuracy:.3f}), which knows nothing
-of this model: they compare models of these data, and are no FID. Real images are training images, for the
-distance to the nearest training image test images; a duplicate is nearer to another one than 99 % of the
-test images are to theirs. What samples can hardly beat are reconstructed training images: those of the test
-images lie nearer to them, pair by pair, than other real images do.
+The same number of images of each kind, compared with the test images, at temperature 1. Distances and
+neighbours are measured in the features of a small classifier of the training labels (test accuracy
+{accuracy:.3f}), independent of this model. They compare models of the same data; the Fréchet distance is not
+an FID. Real images are training images; for the distance to the nearest training image they are test images.
+A duplicate is closer to its nearest neighbour of the same kind than 99 % of the test images are to theirs.
+Reconstructed training images are the practical limit for samples. Reconstructions of the test images are not:
+pair by pair, they are closer to the test images than other real images are.
 
 {table}
 
 """
 
 INT8 = """\
-## Beside {reference}
+## Compared with {reference}
 
-This is {reference} in eight-bit integers: convolutions and dense layers, but not the layers that give the
-outputs. Prior, σ and training are that model's; the weights were not trained on.
+This is {reference} in eight-bit integers, except for the layers that give the outputs. Prior, σ and training
+are unchanged; the weights were not trained again.
 
 {table}
 
-The graphs have {size:.2f} of its bytes. How many times as fast they are on one thread of the CPU where this
-was made, both taken in turn: {speeds}. A CPU without integer instructions (AVX-VNNI, AVX512-VNNI, Arm's dot
-product) gains less, or nothing: measure on yours. The golden vectors are those of the quantized graphs.
+The graphs are {size:.2f} times the size. Speed relative to {reference}, on one thread of the CPU that made
+this model, measured alternately: {speeds}. A CPU without integer instructions (AVX-VNNI, AVX512-VNNI, Arm's
+dot product) gains less or nothing: measure on yours. The golden vectors are those of the quantized graphs.
+
 """
 
 CARD = """\
 # {name}
 
-A variational autoencoder for images of {shape}: {latent} latent dimensions, trained under the prior
-{trained}, sampled from {prior};
-likelihood {likelihood}.
+A variational autoencoder for images of {shape}, with {latent} latent dimensions.
+
+| | |
+|---|---|
+| prior in training | {trained} |
+| prior in sampling | {prior} |
+| likelihood | {likelihood} |
 
 {overview}
-## Figures
+{comparison}## Figures
 
-On the test images, through the exported graphs, with the standard error. PCA has {latent} components too;
-PCA, probes and neighbours were fitted on {fitted} training images, the probes' penalty chosen on
-validation. The untrained encoder is this network before its first step.
+Measured on the test images, through the exported graphs, with the standard error. PCA has {latent} components
+too. PCA, probes and neighbours were fitted to {fitted} training images, and the penalty of the probes was
+chosen on validation. The untrained encoder is this network before its first step.
 
 {figures}
 
-Distortion, ELBO and bits take one z per image; {kind}
-SSIM is Wang et al.'s (11×11 Gaussian window, σ = 1.5{window}). Again from these files:
+Distortion, ELBO and bits per dimension use one z per image. {kind}
+SSIM is that of Wang et al. (11×11 Gaussian window, σ = 1.5{window}). To compute the figures again:
 
 ```bash
 vae-train evaluate <this folder> --data {data}{evaluate}
@@ -148,11 +156,12 @@ vae-train evaluate <this folder> --data {data}{evaluate}
 
 ## Use and limits
 
-Made to embed, reconstruct and generate images like those it was trained on: to look at a collection, to
-search and group it, to find what is unusual in it, to draw more of its kind. The embedding is the posterior
-mean. What the model says about other images is not known: it shows them as something it knows, and a high
-likelihood does not prove that an image belongs to the training distribution. Samples repeat whatever is
-one-sided in the data. It is not made for decisions about people.
+This model embeds, reconstructs and generates images like those it was trained on. Use it to explore, search
+and group a collection, to find outliers, and to generate similar images. The embedding is the posterior mean.
+
+Its output for other images is not known: it reconstructs them as something it knows, and a high likelihood
+does not prove that an image belongs to the training distribution. Samples reproduce the biases of the data.
+The model is not meant for decisions about people.
 
 ```bash
 curl 'localhost:8000/models/{name}/sample?n=64&seed=7' -H 'Accept: image/png' -o samples.png
@@ -163,16 +172,22 @@ curl 'localhost:8000/models/{name}/sample?n=64&seed=7' -H 'Accept: image/png' -o
 {pictures}"""
 
 
-def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictures: Sequence[str]) -> str:
-    """The card, Markdown. `pictures`: names of files beside it."""
+def card(
+    manifest: Manifest,
+    data: Images,
+    metrics: Mapping[str, Metric],
+    pictures: Sequence[str],
+    comparison: str = "",
+) -> str:
+    """The card in Markdown. `pictures`: files in the same folder; `comparison`: a section put first."""
     image, latent, likelihood = manifest.image, manifest.latent, manifest.likelihood
     config = manifest.training.config if manifest.training else {}
-    prior = "a Gaussian mixture that was fitted to its posterior afterwards"
+    prior = "mixture of Gaussians, fitted to the posterior after training"
     if manifest.prior is None or manifest.prior.kind == "normal":
         prior = "the same"
     flow = manifest.prior is not None and manifest.prior.kind == "flow"
     if flow:
-        prior = "the same (`/sample?prior=mixture`: one that was fitted afterwards)"
+        prior = "the same; `/sample?prior=mixture` uses a mixture fitted after training"
     kind = "unknown" if likelihood is None else likelihood.kind
     symbol = LIKELIHOODS[kind].symbol if kind in LIKELIHOODS else "σ"
     scale = f" ({symbol} = {likelihood.scale:.4f})" if likelihood and likelihood.scale else ""
@@ -190,12 +205,15 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
         command=fit_command(config, source if source in SETS else f"<folder of>/{source}"),
         code=manifest.training.code if manifest.training else "",
         libraries=", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
+        comparison=comparison,
         overview=_pictures([name for name in pictures if name == "overview.png"]),
         pictures=_pictures([name for name in pictures if name != "overview.png"]),
         fitted=f"{metrics['fitted'].n:,}" if "fitted" in metrics else "the",
         figures=_markdown(*figure_table(metrics)),
         samples=_samples(metrics),
-        window="" if side >= 11 else f"; here {side - 1 + side % 2}×{side - 1 + side % 2}, as large as fits",
+        window=""
+        if side >= 11
+        else f"; here {side - 1 + side % 2}×{side - 1 + side % 2}, the largest that fits",
         evaluate=f" --iwae-k {iwae.k} --iwae-n {iwae.n}" if iwae else "",
         n=len(data.pixels),
         splits=splits(data),
@@ -205,12 +223,12 @@ def card(manifest: Manifest, data: Images, metrics: Mapping[str, Metric], pictur
     )
 
 
-def beside_float32(
+def compare_with_float32(
     exact: Manifest, metrics: Mapping[str, Metric], size: float, faster: Mapping[str, float]
 ) -> str:
-    """The section of a quantized model about what it is beside the one that it was made of, Markdown.
+    """The section of the card that compares a quantized model with the original, Markdown.
 
-    `size`: of its graphs, as a share of the other's; `faster`: how many times as fast it is, by what it does.
+    `size`: of its graphs over the original's; `faster`: the original's time over its time, by operation.
     """
     rows = [
         [FIGURES[key][0], *(_figure(each[key], FIGURES[key][1]) for each in (metrics, exact.metrics))]
@@ -227,19 +245,21 @@ def beside_float32(
 
 
 def splits(data: Images) -> str:
-    """How many images each part has."""
+    """The number of images in each part, in words."""
     return ", ".join(f"{len(getattr(data.split, part)):,} {part}" for part in ("train", "validation", "test"))
 
 
 def fit_command(config: Mapping[str, Any], source: str) -> str:
-    """The command that trains this again from the data at `source`, with all that decides the weights."""
+    """The command that trains the model again from the data at `source`."""
     words = [f"vae-train fit --data {source}"]
     if config.get("name") not in (None, Path(source).stem):
         words.append(f"--name {config['name']}")
     if size := config.get("image_size"):
         words.append(f"--image-size {size[0]}x{size[1]}")
     words += [f"--{flag} {config[flag]}" for flag in FLAGS if config.get(flag) is not None]
-    words += [f"--{flag} {config[flag]}" for flag, usual in LATER.items() if config.get(flag, usual) != usual]
+    words += [
+        f"--{flag} {config[flag]}" for flag, default in LATER.items() if config.get(flag, default) != default
+    ]
     if config.get("free_bits"):
         words.append(f"--free-bits {config['free_bits']}")
     lines = [""]
@@ -254,22 +274,22 @@ def fit_command(config: Mapping[str, Any], source: str) -> str:
 def figure_table(
     metrics: Mapping[str, Metric],
     figures: Mapping[str, tuple[str, str]] = FIGURES,
-    others: Mapping[str, str] = BESIDE,
+    others: Mapping[str, str] = COLUMNS,
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the figures: what, this model, what stands beside it, and of how many images."""
-    beside = [suffix for suffix in others if any(f"{key}{suffix}" in metrics for key in figures)]
+    """Heads and rows of a table: the figure, this model, each of `others`, and the number of images."""
+    present = [suffix for suffix in others if any(f"{key}{suffix}" in metrics for key in figures)]
     rows = []
     for key, (title, form) in figures.items():
         if key in metrics:
-            found = [metrics.get(f"{key}{suffix}") for suffix in beside]
-            taken = f"N = {metrics[key].n:,}" + (f", k = {metrics[key].k:,}" if metrics[key].k else "")
-            rows.append([title, *(_figure(metric, form) if metric else "–" for metric in found), taken])
-    return ["", *(others[suffix] for suffix in beside), "of"], rows
+            found = [metrics.get(f"{key}{suffix}") for suffix in present]
+            count = f"N = {metrics[key].n:,}" + (f", k = {metrics[key].k:,}" if metrics[key].k else "")
+            rows.append([title, *(_figure(metric, form) if metric else "–" for metric in found), count])
+    return ["", *(others[suffix] for suffix in present), "of"], rows
 
 
 def sample_table(metrics: Mapping[str, Metric]) -> tuple[list[str], list[list[str]]]:
-    """The same of the samples: no rows where there are no such figures."""
-    return figure_table(metrics, SAMPLES, BESIDE_SAMPLES)
+    """Heads and rows of the table of samples, with no rows where it has no figures."""
+    return figure_table(metrics, SAMPLES, SAMPLE_COLUMNS)
 
 
 def _samples(metrics: Mapping[str, Metric]) -> str:

@@ -24,6 +24,7 @@ from training.fit import checkpoint as checkpoints
 from training.publishing import figures as pictures
 from training.publishing.card import CAPTIONS, figure_table, fit_command, sample_table, splits
 from training.publishing.export import export
+from vaeserve.bundle.atomic import write_atomically
 from vaeserve.bundle.batched import encode
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
@@ -67,7 +68,7 @@ def keep(run: Path, bundle: Path, step: int, data: Images, evaluation: Evaluatio
         "metrics": {name: m.model_dump(exclude_none=True) for name, m in evaluation.metrics.items()},
         "kl": evaluation.kl.round(6).tolist(),
     }
-    checkpoints.write(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def about(data: Images) -> dict[str, str]:
@@ -111,7 +112,7 @@ def write(run: Path, say: Say = lambda text: None) -> Path:
         notes,
         skipped.read_text(encoding="utf-8", errors="replace").splitlines() if skipped.is_file() else [],
     )
-    checkpoints.write(run / PAGE, text)
+    write_atomically(run / PAGE, text)
     return run / PAGE
 
 

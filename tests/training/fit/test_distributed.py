@@ -76,13 +76,13 @@ def test_two_processes_match_one(digits, tmp_path, monkeypatch):
 COMMAND_LINE = """
     import sys
     from training import __main__
-    from training.publishing import publish as release
+    from training.publishing import publish
 
     def published(*_):
         print("published", file=sys.stderr)
         sys.exit()
 
-    release.release = published  # it takes long, and is tested elsewhere
+    publish.publish_checkpoint = published  # it takes long, and is tested elsewhere
     __main__.main()
 """
 

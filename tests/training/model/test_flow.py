@@ -12,7 +12,7 @@ from training.fit import checkpoint, schedule, trainer
 from training.model import objective
 from training.model.flow import Flow, log_standard_normal
 from training.model.networks import build
-from training.publishing import export
+from training.publishing import export, onnx_graphs
 from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import BundleError, Draft
@@ -150,10 +150,9 @@ def test_the_logistic_s_scale_is_published_as_trained(flowing):
 
 def test_another_flow_than_was_exported_is_noticed(flowing, digits):
     draft, network = flowing
-    with pytest.raises(export.ExportError, match=r"disagree: .*z by"):
-        export.parity(
-            network.encoder, network.decoder, Engine(draft.bundle()), digits.pixels[:8], wild(4, blocks=3)
-        )
+    graphs = onnx_graphs.Graphs(network.encoder, network.decoder, flow=wild(4, blocks=3))
+    with pytest.raises(onnx_graphs.ExportError, match=r"disagree: .*z by"):
+        graphs.parity(Engine(draft.bundle()), digits.pixels[:8])
 
 
 def test_golden_vectors_of_the_flow_that_do_not_hold_are_refused(flowing, tmp_path):

@@ -76,9 +76,9 @@ def test_a_run_with_a_mixture_goes_on_to_the_bit_learns_it_and_is_exported_witho
     draft = export.export(whole.checkpoint, digits, tmp_path / "draft")
     assert draft.manifest.prior == PriorSpec(kind="gmm", file="prior.npz")
     assert Engine(draft.bundle()).prior.kinds == ("normal", "mixture")
-    told = card.card(draft.manifest, digits, {}, [])
-    assert "of a mixture of Gaussians that was trained with it" in told
-    assert "--prior mixture" in told
+    text = card.card(draft.manifest, digits, {}, [])
+    assert "prior in training | mixture of Gaussians, trained jointly |" in text
+    assert "--prior mixture" in text
 
 
 def test_what_cannot_be_is_refused():

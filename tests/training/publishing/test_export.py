@@ -8,7 +8,7 @@ import torch
 from training.config import TrainConfig
 from training.fit import checkpoint
 from training.model.networks import build
-from training.publishing import export
+from training.publishing import onnx_graphs
 from vaeserve.bundle.engine import Engine
 
 
@@ -28,7 +28,7 @@ def test_graphs_have_the_contract_s_names_and_one_file_each(exported):
         onnx.checker.check_model(model, full_check=True)
         assert [node.name for node in model.graph.input] == inputs
         assert [node.name for node in model.graph.output] == outputs
-        assert model.opset_import[0].version == export.OPSET
+        assert model.opset_import[0].version == onnx_graphs.OPSET
         assert not any("Random" in node.op_type for node in model.graph.node)
 
 
@@ -67,9 +67,9 @@ def test_the_manifest_says_what_was_measured(exported, run, digits):
 
 def test_another_network_than_was_exported_is_noticed(exported, run, digits):
     config = TrainConfig.from_dict(checkpoint.read_state(run.checkpoint)["config"])
-    stranger = build(config).eval()
-    with pytest.raises(export.ExportError, match="onnxruntime and torch disagree: mean by"):
-        export.parity(stranger.encoder, stranger.decoder, exported.engine, digits.pixels[:8])
+    other = build(config).eval()
+    with pytest.raises(onnx_graphs.ExportError, match="onnxruntime and torch disagree: mean by"):
+        onnx_graphs.Graphs(other.encoder, other.decoder).parity(exported.engine, digits.pixels[:8])
 
 
 def test_each_label_has_a_mixture_that_explains_its_own_latents_best(exported, digits):

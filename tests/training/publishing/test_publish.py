@@ -16,9 +16,9 @@ from tests.live import serving
 from training.cli import app
 from training.data import named as sets
 from training.data.images import DataError, Subset
-from training.publishing.calibration import scores
 from training.publishing.card import CAPTIONS
-from training.publishing.publish import complete, release
+from training.publishing.held_out import scores
+from training.publishing.publish import complete, publish_checkpoint
 from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
 
@@ -27,7 +27,9 @@ VAE_TRAIN = Path(sys.executable).with_name("vae-train")
 
 @pytest.fixture(scope="module")
 def published(run, digits, tmp_path_factory):
-    return release(run.checkpoint, digits, tmp_path_factory.mktemp("models"), run.history, say=lambda _: None)
+    return publish_checkpoint(
+        run.checkpoint, digits, tmp_path_factory.mktemp("models"), run.history, say=lambda _: None
+    )
 
 
 def command(*arguments: object):
@@ -54,7 +56,7 @@ def test_the_card_has_every_picture_and_figure_that_it_names(published):
     assert "vae-train fit --data digits --image-size 8x8 --epochs 10 --batch 128" in text
     assert f"N = 164, k = {manifest.metrics['iwae'].k}" in text
     assert "--iwae-k 100 --iwae-n 164" in text
-    assert "here 7×7, as large as fits" in text  # SSIM's window
+    assert "here 7×7, the largest that fits" in text  # SSIM's window
 
 
 def test_evaluate_computes_the_published_figures_again_and_leaves_the_bundle_alone(published, tmp_path):

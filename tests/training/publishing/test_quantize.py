@@ -1,4 +1,4 @@
-"""A bundle in eight-bit integers: its graphs, its distance from float32, and what its card says of both."""
+"""A bundle in eight-bit integers: its graphs, its distance from float32, and the comparison on its card."""
 
 import re
 
@@ -21,19 +21,19 @@ def models(run, tmp_path_factory):
     return folder
 
 
-def test_it_is_a_model_of_its_own_and_near_the_other(models, digits):
+def test_int8_is_a_separate_model_close_to_float32(models, digits):
     exact, int8 = open_engine(models / "digits/1"), open_engine(models / "digits-int8/1")
     images = digits.pixels[digits.split.test]
     ours, theirs = int8.encode(images), exact.encode(images)
     off = np.abs(ours.mean - theirs.mean)
-    assert 1e-5 < off.mean() < 0.1  # other arithmetic, the same model
+    assert 1e-5 < off.mean() < 0.1  # different arithmetic, the same model
     metrics, before = int8.manifest.metrics, exact.manifest.metrics
     assert metrics["mse"].value == pytest.approx(before["mse"].value, rel=0.1)
     assert metrics["linear_probe"].value == pytest.approx(before["linear_probe"].value, abs=0.03)
     assert metrics["iwae"].k == before["iwae"].k
 
 
-def test_weights_are_int8_but_those_of_the_last_layer(models):
+def test_weights_are_int8_except_in_the_last_layer(models):
     for side in ("encoder", "decoder"):
         graph = onnx.load(models / f"digits-int8/1/{side}.onnx").graph
         made = {output: node for node in graph.node for output in node.output}
@@ -46,25 +46,25 @@ def test_weights_are_int8_but_those_of_the_last_layer(models):
         assert max(np.abs(onnx.numpy_helper.to_array(w)).max() for w in weights) <= 64  # seven bits
 
 
-def test_its_golden_vectors_hold_without_integer_kernels(models):
+def test_golden_vectors_hold_without_integer_kernels(models):
     bundle = read_bundle(models / "digits-int8/1")
     for optimise, threads in ((False, 1), (True, 3)):
         Engine(bundle, threads=threads, optimise=optimise)
     assert bundle.manifest.tolerance.latent < 1
 
 
-def test_the_card_tells_loss_and_gain(models):
+def test_the_card_compares_accuracy_size_and_speed(models):
     text = (models / "digits-int8/1/README.md").read_text()
     mse = [read_bundle(models / name).manifest.metrics["mse"].value for name in ("digits-int8/1", "digits/1")]
     row = next(line for line in text.splitlines() if line.startswith("| reconstruction MSE on [0, 1] |"))
     assert [float(found) for found in re.findall(r"(\d\.\d{5}) ±", row)] == [round(each, 5) for each in mse]
-    for what in ("encode, batch 1:", "decode, batch 32:", "of its bytes"):
+    for what in ("encode, batch 1:", "decode, batch 32:", "times the size"):
         assert what in text
 
 
 def test_data_that_the_bundle_was_not_trained_on_are_refused(models, tmp_path):
     np.save(tmp_path / "other.npy", np.random.default_rng(0).integers(0, 256, (120, 8, 8), dtype=np.uint8))
-    arguments = ["quantise", str(models / "digits/1"), "--data", str(tmp_path / "other.npy")]
+    arguments = ["quantize", str(models / "digits/1"), "--data", str(tmp_path / "other.npy")]
     result = CliRunner().invoke(app, [*arguments, "--models", str(tmp_path / "models")])
     assert result.exit_code == 1
     assert "was trained on other images" in result.output

@@ -13,7 +13,7 @@ from PIL import Image
 from training.config import ConfigError
 from training.publishing import figures as pictures
 from training.publishing import report
-from training.publishing.publish import release
+from training.publishing.publish import publish_checkpoint
 from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
 
@@ -52,7 +52,7 @@ def published(run, digits, tmp_path_factory):
     copy = tmp_path_factory.mktemp("runs") / "mine"
     shutil.copytree(run.run, copy)
     checkpoint = copy / "checkpoints" / run.checkpoint.name
-    release(checkpoint, digits, tmp_path_factory.mktemp("models"), run.history, say=lambda _: None)
+    publish_checkpoint(checkpoint, digits, tmp_path_factory.mktemp("models"), run.history, say=lambda _: None)
     return copy
 
 
