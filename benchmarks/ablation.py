@@ -1,12 +1,12 @@
-"""What each of our choices is worth: one thing changed at a time, several seeds, one table.
+"""Measures what each design choice contributes: one change at a time, several seeds, one table.
 
-    python -m benchmarks.ablation      # digits, three seeds, as many epochs as `vae-train fit`
+    python -m benchmarks.ablation      # digits, three seeds, the epochs of `vae-train fit`
     python -m benchmarks.ablation --data mnist --likelihood bernoulli --latent 40 --epochs 2
 
-Every row is `vae-train fit` with one difference; seeds decide weights, order and noise, and of digits the
-split (80/10/10). ELBO (β = 1, under the prior that was trained with; of grey images the mass of each pixel's
-level, which likelihoods have in common), rate and MSE of the test images, probe and 5-NN on their means. The
-last column is the row's ELBO minus that of `as it comes`, paired by seed.
+Every row is `vae-train fit` with one difference. The seed decides weights, order and noise, and the split
+(80/10/10) of digits. ELBO, rate and MSE are those of the test images, probe and 5-NN those of their means.
+The ELBO has β = 1, the prior in training, and the probability of each pixel's grey level, so that likelihoods
+are comparable. The last column is the row's ELBO minus that of `defaults`, paired by seed.
 """
 
 import argparse
@@ -32,20 +32,19 @@ from training.fit.validation import ALONE
 from training.model import networks, objective
 from training.model.likelihoods import Likelihood
 from training.model.networks import VAE, Residual
-from vaeserve.bundle.likelihood import LIKELIHOODS
 
 FIGURES = ("ELBO", "rate", "MSE", "probe", "5-NN")
-FEW = 10_000  # images: sets of as many are trained in float32, which takes no longer there
+FEW = 10_000  # images; smaller sets are trained in float32, which is not slower there
 
 
 def with_norms(config: TrainConfig) -> VAE:
-    """The network with GroupNorm in its residual blocks, however few they are."""
+    """The network with GroupNorm in its residual blocks at any depth."""
     with patch.object(networks, "MOST_NORM_FREE", 0):
         return networks.build(config)
 
 
 def random_branches(config: TrainConfig) -> VAE:
-    """The network whose residual branches do not start at zero."""
+    """The network with residual branches that do not start at zero."""
     network = networks.build(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -71,7 +70,7 @@ def unit_variance(
 
 DISTORTIONS = objective.distortions
 ROWS: dict[str, tuple[dict[str, object], Callable[[TrainConfig], VAE]]] = {
-    "as it comes (pre, zero branches)": ({}, networks.build),
+    "defaults (pre, zero branches)": ({}, networks.build),
     "branches start at random": ({}, random_branches),
     "activation post": ({"activation": "post"}, networks.build),
     "GroupNorm": ({}, with_norms),
@@ -92,15 +91,15 @@ ROWS: dict[str, tuple[dict[str, object], Callable[[TrainConfig], VAE]]] = {
 
 @torch.no_grad()
 def figures(network: VAE, images: data.Images, config: TrainConfig) -> dict[str, float]:
-    """Of the test images."""
+    """The figures of the test images."""
     pixels, rows = Pixels(images, torch.device("cpu")), dataclasses.asdict(images.split)
     sums = np.zeros(3)
     for at in range(0, len(rows["test"]), config.batch):
         chosen = rows["test"][at : at + config.batch]
         batch, eps = draw(config, pixels, chosen, ALONE, "validation", at)
         output = network(batch, eps)
-        restored = torch.sigmoid(network.decoder(output.posterior.mean))
-        log_mass = masses(network, config, batch, torch.sigmoid(output.logits))
+        restored = network.likelihood.mean(network.decoder(output.posterior.mean))
+        log_mass = masses(network, config, batch, network.likelihood.mean(output.logits))
         rate = float(objective.terms(torch.zeros(len(batch), 1), output).rate.sum())
         sums += log_mass - rate, rate, float((batch - restored).square().flatten(1).mean(1).sum())
     elbo, rate, mse = sums / len(rows["test"])
@@ -122,16 +121,15 @@ def figures(network: VAE, images: data.Images, config: TrainConfig) -> dict[str,
 
 
 def masses(network: VAE, config: TrainConfig, images: Tensor, means: Tensor) -> float:
-    """log P(x|z) of all images [n, c, h, w] in [0, 1] together, given the likelihood's means, as served."""
-    scale = network.scale if network.scale is not None else network.variance.sqrt()
-    parameters = {} if config.kind == "bernoulli" else {"scale": float(scale)}
-    likelihood = LIKELIHOODS[config.kind].model_validate(parameters)
+    """The sum of log P(x|z) over images [n, c, h, w] in [0, 1], given the likelihood's means, as served."""
+    learned = None if network.scale is None else float(network.scale)
+    likelihood = network.likelihood.record(learned, lambda: float(network.variance))
     x = (images * 255).round().byte().movedim(1, -1).numpy()
     return float(likelihood.log_prob(x, means.movedim(1, -1).numpy(), config.levels or 256).sum())
 
 
 def trained(name: str, images: data.Images, base: TrainConfig) -> dict[str, float]:
-    """The figures of one row, whose differences come on top of `base`."""
+    """Train one row, with its changes to `base`, and return its figures."""
     changes, build = ROWS[name]
     config = base.replace(**changes)  # type: ignore[arg-type]
     distortions = unit_variance if name == "σ = 1" else DISTORTIONS
@@ -143,12 +141,12 @@ def trained(name: str, images: data.Images, base: TrainConfig) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One choice changed at a time.")
+    parser = argparse.ArgumentParser(description="Measure what each design choice contributes.")
     parser.add_argument("--data", default="digits", help="a set with labels")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, help="default: as `vae-train fit`")
-    parser.add_argument("--likelihood", default="auto", help="of the rows that are not about it")
-    parser.add_argument("--latent", type=int, help="likewise")
+    parser.add_argument("--epochs", type=int, help="default: that of `vae-train fit`")
+    parser.add_argument("--likelihood", default="auto", help="of the rows that do not change it")
+    parser.add_argument("--latent", type=int, help="of the rows that do not change it")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,10 +1,10 @@
-"""Whether /score tells the unusual from the usual: are its p-values calibrated, and what does it find?
+"""Tests anomaly detection by /score: are its p-values calibrated, and which anomalies does it detect?
 
     python -m benchmarks.anomaly models/mnist/3 --data mnist -o benchmarks/anomaly.json
 
-On the test images P(p ≤ t) should be t. For a fixed list of unusual images made from them, the AUROC is the
-probability that one of them scores as more unusual than a test image: by `value`, the p-value that joins the
-ELBO and the prior, and by each score alone.
+On the test images P(p ≤ t) should be t. For each kind of anomaly, made from test images, the AUROC is the
+probability that an anomaly scores as more unusual than a test image: by `value`, the p-value that combines
+the ELBO and the prior, and by each score alone.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STIX
 
 
 def noisy(images: Images) -> Images:
-    """Gaussian noise, σ = 0.2 of the range."""
+    """Images with Gaussian noise, σ = 0.2 of the range."""
     noise = np.random.default_rng(SEED).normal(0, 0.2 * 255, images.shape)
     return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
 
@@ -45,12 +45,12 @@ def inverted(images: Images) -> Images:
 
 
 def rotated(images: Images) -> Images:
-    """By 90°; some digits are then digits still."""
+    """Images rotated by 90°; some digits remain digits."""
     return np.rot90(images, axes=(1, 2)).copy()
 
 
 def occluded(images: Images) -> Images:
-    """A grey square of 8×8 at a random place inside."""
+    """Images with a grey square of 8×8 at a random place."""
     rng = np.random.default_rng(SEED)
     covered = images.copy()
     for image in covered:
@@ -60,8 +60,10 @@ def occluded(images: Images) -> Images:
 
 
 def letters(images: Images, alphabet: str = "".join(sorted(set(LETTERS) - set(DIGIT_LIKE)))) -> Images:
-    """Letters of six fonts, made as MNIST's digits were: the longer side 20 pixels, the centre of mass in the
-    middle. Without those that a digit looks like."""
+    """Letters in six fonts, without those that look like a digit.
+
+    They are prepared like MNIST's digits: the longer side is 20 pixels, the centre of mass is in the middle.
+    """
     from matplotlib import get_data_path
 
     _, height, width, _ = images.shape
@@ -85,12 +87,12 @@ def letters(images: Images, alphabet: str = "".join(sorted(set(LETTERS) - set(DI
 
 
 def all_letters(images: Images) -> Images:
-    """The same of the whole alphabet: an O is a 0, and should not be found."""
+    """Letters of the whole alphabet; an O is a 0 and should not be detected."""
     return letters(images, LETTERS)
 
 
 def nearly_blank(images: Images) -> Images:
-    """Black, with noise of one grey level in a hundred: simpler than any digit."""
+    """Black images with noise of 1 % of the range, simpler than any digit."""
     noise = np.random.default_rng(SEED).normal(0, 0.01 * 255, images.shape)
     return np.clip(np.rint(np.abs(noise)), 0, 255).astype(np.uint8)
 
@@ -107,7 +109,7 @@ KINDS: dict[str, Callable[[Images], Images]] = {
 
 
 def unusualness(found: Scores) -> dict[str, NDArray[np.float64]]:
-    """Of each image, by what its p-values are of; more is more unusual."""
+    """The score behind each p-value, for each image; higher is more unusual."""
     return {
         "elbo": -found.elbo,
         "distortion": found.distortion,

@@ -1,11 +1,11 @@
-"""Peak anonymous memory of loading and evaluating a large set: 1 000 000 images of 64×64×1, at most 2 GB.
+"""Measures the peak memory of loading and evaluating a million images of 64×64×1: at most 2 GB.
 
     python -m benchmarks.data make FOLDER --images 1000000     # the synthetic set, 4 GB of disk
     python -m benchmarks.data measure FOLDER                   # prints one JSON line
 
 `measure` decodes the set into a memory-mapped file (under VAESERVE_DATA), splits and hashes it, trains for
-twenty seconds, exports with the fitted prior, evaluates and draws. Linux only: it reads /proc. Pages of
-mapped files are not counted: the system takes those back whenever it needs them.
+twenty seconds, exports with the fitted prior, evaluates and draws. Linux only: it reads /proc. Only anonymous
+memory counts, because the system can reclaim pages of mapped files at any time.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIDE, CLASSES, PER_FOLDER = 64, 10, 1000
 
 
 def make(folder: Path, images: int) -> None:
-    """Smooth random pictures in `CLASSES` class folders with sub-folders, as PNG files."""
+    """Write random images as PNG files in `CLASSES` class folders with sub-folders."""
 
     def one_folder(start: int) -> None:
         rng = np.random.default_rng(start)
@@ -55,13 +55,13 @@ class Peak(threading.Thread):
             time.sleep(0.1)
 
     def take(self) -> float:
-        """In GB since the last call."""
+        """The peak since the last call, in GB."""
         peak, self.kilobytes = max(self.kilobytes, anonymous()), 0
         return round(peak * 1024 / 1e9, 3)
 
 
 def anonymous() -> int:
-    """kB of this process that no file backs."""
+    """Memory of this process that no file backs, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
@@ -88,7 +88,7 @@ def measure(folder: Path, work: Path) -> dict[str, object]:
     result["images"], result["shape"] = len(images.pixels), list(images.shape)
     start = time.monotonic()
     assert not images.binary
-    # Narrow, to be over soon: the memory of what is measured depends on the images, not on the width.
+    # Narrow, to be fast: the memory measured here depends on the images, not on the width.
     config = TrainConfig(data=str(folder), width=8, latent=16, epochs=1, device="cpu", compile=False)
     run = trainer.fit(config, images, work / "run", stop_after=20)
     done("twenty seconds of training", start)

@@ -1,20 +1,20 @@
-"""How good our defaults are beside other packages' losses and simple baselines: digits, one run, one table.
+"""Compares the default training with the losses of other packages and simple baselines, on digits.
 
     python -m benchmarks.quality            # five splits of scikit-learn's digits, about five minutes
     python -m benchmarks.quality --pythae /somewhere/bin/python     # an environment with torch and pythae
 
-Each split gets the same network, batch, number of steps and seed with each loss:
+On each split, every loss trains the same network with the same batch, number of steps and seed:
 
-- ours: `vae-train fit` as it comes (Gaussian with the optimal σ, KL warm-up, averaged weights, cosine).
-- pythae: ½ Σ(x − x̂)² + KL, its default: a Gaussian with σ = 1. Adam, 1e-3.
-- pythae itself, where it is given: its VAE, trainer and mixture sampler (`FD GMM` is of its 10-component
-  sampler) as they come (batches of 64, 1e-4), and with our batch and 1e-3; as many epochs as ours.
-- PyTorch-VAE: mean (x − x̂)² + 0.00025 KL: a Gaussian whose σ² is 0.008 on 64 pixels. Adam, 1e-3.
+- ours: the defaults of `vae-train fit` (Gaussian with the optimal σ, KL warm-up, averaged weights, cosine).
+- pythae's loss: ½ Σ(x − x̂)² + KL, its default: a Gaussian with σ = 1. Adam, 1e-3.
+- PyTorch-VAE's loss: mean (x − x̂)² + 0.00025 KL: a Gaussian whose σ² is 0.008 on 64 pixels. Adam, 1e-3.
+- pythae itself, with --pythae: its VAE, trainer and mixture sampler (10 components, for `FD GMM`), once with
+  its defaults (batches of 64, 1e-4) and once with our batch and 1e-3; as many epochs as ours.
 
-NLL is the importance-weighted bound (k = 200) under N(0, I) of the 17 grey levels, σ measured on validation
-for every model alike; a 10-component Gaussian mixture on dequantised pixels, whose covariances are chosen on
-validation, stands beside it. FD is the Fréchet distance of samples in features of a classifier of the
-training labels: `N` of samples of N(0, I), `GMM` of those of a mixture fitted to the training latents.
+NLL is the importance-weighted bound (k = 200) under N(0, I) of the 17 grey levels, with σ measured on
+validation for every model. Its baseline is a 10-component Gaussian mixture on dequantized pixels, with
+covariances chosen on validation. FD is the Fréchet distance of samples in the features of a classifier of the
+training labels: `N` for samples of N(0, I), `GMM` for samples of a mixture fitted to the training latents.
 """
 
 import argparse
@@ -40,32 +40,37 @@ from training.evaluation import classifier, metrics, samples
 from training.fit import checkpoint, trainer
 from training.fit.progress import Silent
 from training.model import networks, objective
-from training.model.networks import VAE, Posterior
+from training.model.networks import VAE
 from training.publishing import fit_priors as priors
+from vaeserve.bundle.batched import CHUNK
 from vaeserve.bundle.likelihood import Gaussian
 from vaeserve.bundle.noise import noise
-from vaeserve.bundle.prior import Prior, log_standard_normal
+from vaeserve.bundle.posterior import Posterior
+from vaeserve.bundle.prior import Prior
+from vaeserve.bundle.scores import ImportanceBound
 
 K = 200
 COMPONENTS = 10
+SEED = 1000  # of z ~ q(z|x)
+DRAWS = 16  # of z for each image, to fit the mixture
 Floats = NDArray[np.float32]
-Loss = Callable[[Tensor, Tensor, Posterior], Tensor]
+Loss = Callable[[Tensor, Tensor, networks.Posterior], Tensor]
 
 
-def pythae(logits: Tensor, images: Tensor, posterior: Posterior) -> Tensor:
+def pythae(logits: Tensor, images: Tensor, posterior: networks.Posterior) -> Tensor:
     """`VAE.loss_function` of pythae 0.1.2 with `reconstruction_loss="mse"`."""
     squares = (images - torch.sigmoid(logits)).square().flatten(1).sum(1)
     return (0.5 * squares + objective.rate(posterior).sum(1)).mean()
 
 
-def pytorch_vae(logits: Tensor, images: Tensor, posterior: Posterior) -> Tensor:
+def pytorch_vae(logits: Tensor, images: Tensor, posterior: networks.Posterior) -> Tensor:
     """`VanillaVAE.loss_function` of PyTorch-VAE with its configs' kld_weight."""
     squares = (images - torch.sigmoid(logits)).square().mean()
     return squares + 0.00025 * objective.rate(posterior).sum(1).mean()
 
 
 def split(images: data.Images, seed: int) -> data.Images:
-    """80/10/10 at random."""
+    """Split the images 80/10/10 at random."""
     order, n = np.random.default_rng(seed).permutation(len(images.pixels)), len(images.pixels) // 10
     parts = data.Split(np.sort(order[2 * n :]), np.sort(order[n : 2 * n]), np.sort(order[:n]))
     return dataclasses.replace(images, split=parts)
@@ -78,8 +83,10 @@ def ours(images: data.Images, config: TrainConfig) -> VAE:
 
 
 def other(loss: Loss, images: data.Images, config: TrainConfig) -> VAE:
-    """The same network, steps, batches and noise, with Adam as in the other packages' examples; the weights
-    of the best validation loss, looked at after each epoch."""
+    """Train the same network with another loss, and with Adam as in the examples of the other packages.
+
+    Returns the weights with the best validation loss, evaluated after each epoch.
+    """
     network = networks.build(config)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     rng, best, kept = np.random.default_rng(config.seed), math.inf, network
@@ -90,11 +97,11 @@ def other(loss: Loss, images: data.Images, config: TrainConfig) -> VAE:
             batch = _float(images.pixels[order[at : at + config.batch]])
             eps = torch.from_numpy(rng.standard_normal((len(batch), config.latent or 0), np.float32))
             optimizer.zero_grad(set_to_none=True)
-            loss(*_seen(network, batch, eps)).backward()  # type: ignore[no-untyped-call]
+            loss(*_forward(network, batch, eps)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         with torch.no_grad():
             eps = torch.from_numpy(noise(0, range(len(held_out)), (config.latent or 0,)))
-            value = float(loss(*_seen(network, held_out, eps)))
+            value = float(loss(*_forward(network, held_out, eps)))
         if value < best:
             best, kept = value, copy.deepcopy(network)
     return kept.eval()
@@ -103,8 +110,7 @@ def other(loss: Loss, images: data.Images, config: TrainConfig) -> VAE:
 def pythae_itself(
     python: str, images: data.Images, config: TrainConfig, settings: dict[str, float]
 ) -> tuple[VAE, data.ByteImages]:
-    """What pythae's trainer with these settings makes of the network, and as many samples of its mixture as
-    there are test images."""
+    """The network that pythae trains with these settings, and a sample of its mixture for each test image."""
     parts = {part: _float(images.pixels[getattr(images.split, part)]) for part in ("train", "validation")}
     with tempfile.TemporaryDirectory() as folder:
         given, left = Path(folder) / "in.npz", Path(folder) / "out.pt"
@@ -123,7 +129,7 @@ def pythae_itself(
     return network.eval(), _bytes(tensors["samples"].permute(0, 2, 3, 1).numpy())
 
 
-def _seen(network: VAE, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Posterior]:
+def _forward(network: VAE, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, networks.Posterior]:
     output = network(images, eps)
     return output.logits, images, output.posterior
 
@@ -132,33 +138,36 @@ def _seen(network: VAE, images: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Po
 def figures(
     network: VAE,
     images: data.Images,
-    judge: classifier.Classifier,
+    scorer: classifier.Classifier,
     seed: int,
     drawn: data.ByteImages | None = None,
 ) -> dict[str, float]:
-    """What stands in the table, of the test images. `drawn`: samples of another mixture than ours."""
+    """The figures of the test images. `drawn`: samples of another mixture than ours, for `FD GMM`."""
     parts = {part: images.pixels[rows] for part, rows in dataclasses.asdict(images.split).items()}
-    posteriors = {part: network.encoder(_float(pixels)) for part, pixels in parts.items()}
-    codes = {part: posterior.mean.numpy() for part, posterior in posteriors.items()}
+    posteriors = {
+        part: Posterior(*(array.numpy() for array in network.encoder(_float(pixels))))
+        for part, pixels in parts.items()
+    }
+    codes = {part: posterior.mean for part, posterior in posteriors.items()}
     assert images.labels is not None
     labels = {part: images.labels[rows] for part, rows in dataclasses.asdict(images.split).items()}
     test = parts["test"]
-    scale = math.sqrt(
-        float(
-            np.square(_pixels(network, _draw(posteriors["validation"], 1)) - parts["validation"] / 255).mean()
-        )
+    restored = _pixels(network, posteriors["validation"].sample(SEED))
+    scale = math.sqrt(float(np.square(restored - parts["validation"] / 255).mean()))
+    train, validation = (
+        np.concatenate([posteriors[part].sample(SEED + draw) for draw in range(DRAWS)]).astype(np.float64)
+        for part in ("train", "validation")
     )
-    means = {part: _draw(posteriors[part], 16).astype(np.float64) for part in ("train", "validation")}
-    mixture, _ = priors.fit_mixture(means["train"], means["validation"], 50, seed)
+    mixture, _ = priors.fit_mixture(train, validation, 50, seed)
     d = network.shape.latent
     n = len(test)
-    real = classifier.features(judge, test)
+    real = classifier.features(scorer, test)
     distance = {}
     for name, prior in (("N", Prior((d,))), ("GMM", Prior((d,), mixture))):
         made = _bytes(_pixels(network, prior.sample(seed=seed, rows=range(n))))
         if name == "GMM" and drawn is not None:
             made = drawn
-        distance[f"FD {name}"] = samples.frechet(real, classifier.features(judge, made))
+        distance[f"FD {name}"] = samples.frechet(real, classifier.features(scorer, made))
     restored = _pixels(network, codes["test"])
     return {
         "NLL": nll(network, test, posteriors["test"], scale, images.levels),
@@ -170,19 +179,16 @@ def figures(
 
 
 def nll(network: VAE, test: data.ByteImages, posterior: Posterior, scale: float, levels: int) -> float:
-    """−log p(x) in nats per image, the importance-weighted bound with K samples under N(0, I)."""
+    """−log p(x) in nats per image: the importance-weighted bound with K samples under N(0, I)."""
     likelihood = Gaussian(scale=scale)
-    mean, logvar = (array.numpy().astype(np.float64) for array in posterior)
-    total = np.full(len(test), -np.inf)
-    for sample in range(K):
-        z = _draw(posterior, 1, first=sample)
-        weight = likelihood.log_prob(test, _pixels(network, z), levels) + log_standard_normal(z.astype(float))
-        total = np.logaddexp(total, weight - metrics.log_normal(z.astype(float), mean, logvar))
-    return float(-(total - math.log(K)).mean())
+    bound = ImportanceBound(posterior, K, SEED)
+    for image, z in bound.pieces(CHUNK):
+        bound.add(image, z, likelihood.log_prob(test[image], _pixels(network, z), levels))
+    return float(-bound.value.mean())
 
 
 def mixture_nll(images: data.Images, seed: int) -> float:
-    """The same bound of a Gaussian mixture on pixels: each level is spread evenly over its bin of width 1."""
+    """−log p(x) of a Gaussian mixture on pixels; each level is spread evenly over its bin of width 1."""
     from sklearn.mixture import GaussianMixture
 
     rng, top = np.random.default_rng(seed), images.levels - 1
@@ -218,11 +224,13 @@ def pca_figures(images: data.Images, components: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Our defaults beside other losses, on digits.")
+    parser = argparse.ArgumentParser(description="Compare the default training with other losses, on digits.")
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--pythae", metavar="PYTHON", help="of an environment with pythae; without: its loss")
-    parser.add_argument("--epochs", type=int, help="default: as `vae-train fit`")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of ours' config")
+    parser.add_argument("--pythae", metavar="PYTHON", help="interpreter of an environment with pythae")
+    parser.add_argument("--epochs", type=int, help="default: that of `vae-train fit`")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting of our training"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, float]]] = {}
@@ -235,19 +243,19 @@ def main() -> None:
         config = resolve(
             config, name="digits", train=len(images.split.train), image=images.shape, binary=False
         )
-        judge = classifier.train(images, seed)
+        scorer = classifier.train(images, seed)
         rows: dict[str, dict[str, float]] = {
             f"10-component GMM, PCA-{config.latent}": {"NLL": mixture_nll(images, seed)}
             | pca_figures(images, config.latent or 0)
         }
-        rows["ours"] = figures(ours(images, config), images, judge, seed)
+        rows["ours"] = figures(ours(images, config), images, scorer, seed)
         for name, loss in (("pythae's loss", pythae), ("PyTorch-VAE's loss", pytorch_vae)):
-            rows[name] = figures(other(loss, images, config), images, judge, seed)
+            rows[name] = figures(other(loss, images, config), images, scorer, seed)
         if arguments.pythae:
             faster = {"per_device_train_batch_size": config.batch, "learning_rate": 1e-3}
-            for name, settings in (("pythae as it comes", {}), ("pythae, 1e-3", faster)):
+            for name, settings in (("pythae, defaults", {}), ("pythae, 1e-3", faster)):
                 network, drawn = pythae_itself(arguments.pythae, images, config, settings)
-                rows[name] = figures(network, images, judge, seed, drawn)
+                rows[name] = figures(network, images, scorer, seed, drawn)
         for name, row in rows.items():
             found.setdefault(name, []).append(row)
             print(
@@ -257,7 +265,7 @@ def main() -> None:
 
 
 def _print(found: dict[str, list[dict[str, float]]]) -> None:
-    """Means over the splits with standard errors, and how much better ours is, paired."""
+    """Print means over the splits with standard errors, and the paired gain of ours in NLL."""
     columns = list(found["ours"][0])
     print(f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for name, rows in found.items():
@@ -266,22 +274,12 @@ def _print(found: dict[str, list[dict[str, float]]]) -> None:
     for name, rows in found.items():
         if name != "ours":
             gains = [theirs["NLL"] - row["NLL"] for theirs, row in zip(rows, found["ours"], strict=True)]
-            print(f"NLL of {name} above ours, paired: {_mean(gains)} nats")
+            print(f"NLL of {name} minus ours, paired: {_mean(gains)} nats")
 
 
 def _mean(values: list[float]) -> str:
     error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return f"{np.mean(values):.4g} ± {error:.2g}"
-
-
-def _draw(posterior: Posterior, times: int, first: int = 0) -> Floats:
-    """Samples of each posterior, float32 [times · n, d]."""
-    mean, logvar = (array.numpy() for array in posterior)
-    drawn = [
-        mean + np.exp(logvar / 2) * noise(1000 + first + each, range(len(mean)), mean.shape[1:])
-        for each in range(times)
-    ]
-    return np.concatenate(drawn).astype(np.float32)
 
 
 @torch.no_grad()

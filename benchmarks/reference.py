@@ -1,9 +1,9 @@
-"""Publishes `reference@1`: the network on which all serving ratios are taken, with seeded random weights.
+"""Publishes `reference@1`, the network of all serving benchmarks, with seeded random weights.
 
     python -m benchmarks.reference --models DIR
 
-28×28×1, 32 latents, 0.93 M parameters each way; about 0.2 ms an image on one core. Fixed for ever: a
-ratio measured today can be compared with one measured next year.
+28×28×1, 32 latents, 0.93 M parameters in the encoder and in the decoder, about 0.2 ms per image on one core.
+It never changes, so ratios measured at different times are comparable.
 """
 
 import argparse
@@ -92,16 +92,16 @@ class Reference(nn.Module):
 
 
 def build(width: int = WIDTH) -> Reference:
-    """The network, with the same weights on every machine."""
+    """Build the network, with the same weights on every machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Reference(width).eval()
 
 
 def publish_reference(models: Path, name: str = "reference", width: int = WIDTH) -> Path:
-    """Publish it into the repository `models`; the folder of the bundle, also when it is there already.
+    """Publish the network in the repository `models` unless it is there; returns the bundle's folder.
 
-    Other widths, under other names, show what the service costs beside smaller and larger models.
+    Other widths, under other names, show the cost of the service relative to smaller and larger models.
     """
     if (models / name / "1/manifest.json").is_file():
         return models / name / "1"

@@ -1,14 +1,15 @@
-"""How fast `vae-train` trains, beside pythae's trainer: same network, images, batch and threads, in one run.
+"""Compares the speed of `vae-train` with that of pythae's trainer, on the same network, images and threads.
 
     python -m venv /somewhere && /somewhere/bin/pip install torch==2.13.0 pythae -e '.[train]'
     python -m benchmarks.training --pythae /somewhere/bin/python
 
-1. Steady state: images/s of training steps. Every trainer runs in a process of its own and waits at its
-   step callback for its turn, so the rounds are interleaved: A B C A B C …; medians and ratios.
-2. Wall time from the call that starts training to the end of epochs 1, 5 and 20, on a subset, with each
-   trainer's own validation, saving and (for the compiled one) compiling.
+1. Steady state: images/s of training steps, medians and ratios. Every trainer runs in a process of its own
+   and waits for its turn in its step callback, so the rounds are interleaved: A B C A B C …
+2. Wall time of 1, 5 and 20 epochs on a subset, with each trainer's own validation, checkpoints and
+   compilation.
 
-The network is that of `benchmarks.reference`; the images are MNIST's if VAESERVE_DATA has them, else noise.
+The network is that of `benchmarks.reference`; the images are those of MNIST if VAESERVE_DATA has them, else
+noise.
 """
 
 import argparse
@@ -27,7 +28,7 @@ BATCH, LATENT = 128, 32
 EPOCHS = (1, 5, 20)
 WARM_UP, ROUND = 10, 25  # steps
 OURS: dict[str, dict[str, Any]] = {
-    "ours": {},  # as it comes: bfloat16 where the CPU has it, compiled where the run is long enough
+    "ours": {},  # the defaults: bfloat16 if the CPU has it, compiled if the run is long enough
     "float32": {"precision": "float32", "compile": False},
     "compiled": {"compile": True},
 }
@@ -37,7 +38,7 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def images(count: int) -> Any:
-    """uint8 [count, 28, 28, 1]."""
+    """Images uint8 [count, 28, 28, 1]."""
     import numpy as np
 
     from training.data.load import load
@@ -127,7 +128,7 @@ def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: P
 
 
 def worker(name: str, mode: str, count: int) -> None:
-    """Trains, and prints a line of JSON per round (mode steady) or per epoch of interest (mode wall)."""
+    """Train, and print a line of JSON for each round (mode "steady") or for the run (mode: its epochs)."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -136,7 +137,7 @@ def worker(name: str, mode: str, count: int) -> None:
     steps, start = 0, 0.0
 
     def turn() -> None:
-        """Wait for the driver's word; at its end, end."""
+        """Wait for a line from the driver; exit at the end of its input."""
         nonlocal start
         print(json.dumps({"ready": True}), flush=True)
         if not sys.stdin.readline():
@@ -171,7 +172,7 @@ def worker(name: str, mode: str, count: int) -> None:
 
 
 class Trainer:
-    """A worker process that trains when it is told to."""
+    """A worker process that trains one round at a time."""
 
     def __init__(self, name: str, python: str, mode: str, count: int, threads: int) -> None:
         self.name = name
@@ -214,7 +215,7 @@ def steady(pythons: dict[str, str], count: int, threads: int, rounds: int) -> di
     """Median images/s of each trainer over interleaved rounds."""
     trainers = [Trainer(name, python, "steady", count, threads) for name, python in pythons.items()]
     speeds: dict[str, list[float]] = {name: [] for name in pythons}
-    for trainer in trainers:  # one after the other: warm-up and compiling
+    for trainer in trainers:  # one after the other, through warm-up and compilation
         trainer.read("ready")
     for _ in range(rounds):
         for trainer in trainers:
@@ -251,13 +252,11 @@ def show_ratios(figures: dict[str, float], better: Callable[[float, float], floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--pythae", metavar="PYTHON", help="of an environment with pythae; without: ours alone"
-    )
+    parser.add_argument("--pythae", metavar="PYTHON", help="interpreter of an environment with pythae")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--images", type=int, default=4000, help="for wall time; the steady state takes 60 000"
+        "--images", type=int, default=4000, help="for wall time; the steady state uses 60 000"
     )
     parser.add_argument("--epochs", type=int, nargs="*", default=EPOCHS)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)

@@ -1,7 +1,7 @@
-"""A small classifier whose inner features measure samples: trained on the training labels, never the VAE.
+"""A small classifier of the training labels, whose hidden features measure samples.
 
-Features of the model that is judged would flatter it, and those of a network trained on photographs mean
-little to digits. What comes out is comparable between models of the same data and seed, and nowhere else.
+Features of the model under evaluation would be biased in its favour, and features of a network trained on
+photographs mean little for digits. The resulting figures compare models of the same data and seed only.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ CHUNK = 512
 
 
 class Classifier(nn.Module):
-    """Images float32 [n, c, h, w] in [0, 1] → logits [n, classes]; `features` [n, 64] come before them."""
+    """Images float32 [n, c, h, w] in [0, 1] → logits [n, classes], by way of `features` [n, 64]."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
 
 
 def train(data: Images, seed: int) -> Classifier:
-    """A classifier of the training labels, the same for the same data and seed."""
+    """Train a classifier on the training labels; data and seed determine the result."""
     assert data.labels is not None
     rng = np.random.default_rng(seed)
     rows = rng.permutation(data.split.train)[:MOST_TRAINED]
@@ -63,7 +63,7 @@ def train(data: Images, seed: int) -> Classifier:
 
 @torch.no_grad()
 def features(classifier: Classifier, images: ByteImages) -> NDArray[np.float64]:
-    """float64 [n, 64] of images uint8 [n, h, w, c]."""
+    """The hidden features, float64 [n, 64], of images uint8 [n, h, w, c]."""
     parts = [
         classifier.features(_float(images[at : at + CHUNK])).numpy() for at in range(0, len(images), CHUNK)
     ]

@@ -1,8 +1,8 @@
-"""How good a model is, computed from the exported graphs through the engine that serves them.
+"""Evaluates a model on test images, from the exported graphs through the engine that serves them.
 
-Every figure is a mean over images of the test split, with its standard error, and is reported with what it
-takes to compute it again. What needs fitting (PCA, probes) is fitted on train, its settings chosen on
-validation; test is looked at once. Images are read in chunks: a mapped set never is in memory as a whole.
+Every figure is a mean over images of the test split, with its standard error and with what is needed to
+compute it again. PCA and probes are fitted on train, and their settings are chosen on validation; test is
+used once. Images are read in chunks, so a memory-mapped set is never in memory as a whole.
 """
 
 import dataclasses
@@ -28,13 +28,16 @@ Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
 IWAE_K, IWAE_N = 100, 500  # samples per image, images: about a minute on one core at 28×28
-MOST_SAMPLES = 1 << 24  # per image: each has its own row of noise
+MOST_SAMPLES = 1 << 24  # per image; each sample has its own row of noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures; for pictures the test images' posterior means, float32 [n, *latent], and their mean KL
-    to N(0, I) in each dimension in nats, float64 [*latent]."""
+    """The metrics of a model, and what its pictures need.
+
+    `means`: the posterior means of the test images, float32 [n, *latent]; `kl`: their mean KL to N(0, I) in
+    each dimension in nats, float64 [*latent].
+    """
 
     metrics: dict[str, Metric]
     means: Floats
@@ -50,14 +53,17 @@ def evaluate(
     iwae_n: int = IWAE_N,
     say: Say = lambda text: None,
 ) -> Evaluation:
-    """Evaluate on `data.split.test`. `seed` draws z ~ q(z|x), and the pixels of a binarised test set.
+    """Evaluate a model on `data.split.test`; `seed` fixes z ~ q(z|x) and the pixels of a binarised test set.
 
-    elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it;
-    iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
-    N(0, I); elbo_prior and iwae_prior the same under the flow or the mixture that is served; mse, psnr, ssim
-    on [0, 1] of reconstructions from the posterior mean; active_units; and what `compare_with_baselines` and
-    `sample_quality` add.
-    prior_gap: how much better the served prior explains z ~ q(z|x) than N(0, I) does, in nats.
+    - elbo = -(distortion + rate) in nats per image with one z each, under N(0, I); bits_per_dim from it.
+    - iwae: the importance-weighted bound of `iwae_n` random test images with `iwae_k` samples each, under
+      N(0, I).
+    - elbo_prior, iwae_prior: the same under the served flow or mixture. prior_gap: log p(z) of z ~ q(z|x)
+      under that prior minus that under N(0, I), in nats.
+    - mse, psnr, ssim: of reconstructions from the posterior mean, on [0, 1]. active_units.
+    - the metrics of `compare_with_baselines` and `sample_quality`.
+
+    Raises ValueError for a model without a likelihood.
     """
     if engine.manifest.likelihood is None:
         raise ValueError(f"{engine.manifest.reference} has no likelihood, so it has no ELBO to evaluate")
@@ -79,8 +85,10 @@ def evaluate(
 
 
 def elbo(engine: Engine, images: ImageSource, posterior: Posterior, seed: int) -> dict[str, Metric]:
-    """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c]; elbo_prior and
-    prior_gap where another prior than N(0, I) is served: its rate is that of the same z."""
+    """elbo, distortion, rate (nats per image) and bits_per_dim of images uint8 [n, h, w, c].
+
+    elbo_prior and prior_gap are added when a prior other than N(0, I) is served; they use the same z.
+    """
     rates: Doubles = posterior.kl().reshape(len(images), -1).sum(axis=1)
     served = _log_served(engine)
     z = posterior.sample(seed)
@@ -95,7 +103,7 @@ def elbo(engine: Engine, images: ImageSource, posterior: Posterior, seed: int) -
         "elbo": mean_of(-distortions - rates, seed),
         "distortion": mean_of(distortions, seed),
         "rate": mean_of(rates),
-        # Every likelihood here gives a probability of the pixels' levels, so bits are honest.
+        # Every likelihood gives probabilities of the pixels' levels, not densities, so bits are comparable.
         "bits_per_dim": mean_of(bits, seed),
     }
     if served is not None:
@@ -111,11 +119,12 @@ def elbo(engine: Engine, images: ImageSource, posterior: Posterior, seed: int) -
 def iwae(engine: Engine, images: ImageSource, posterior: Posterior, k: int, seed: int) -> dict[str, Metric]:
     """The importance-weighted bound on log p(x) in nats with k samples of each image.
 
-    `iwae` is under N(0, I), `iwae_prior` under the served prior where that is another. `posterior` is that of
-    the images, uint8 [n, h, w, c]. Sample s of image r has its own noise: more samples keep the first ones.
+    `iwae` is under N(0, I); `iwae_prior` is added when another prior is served. `posterior` is that of the
+    images, uint8 [n, h, w, c]. The noise depends on image and sample alone, so a larger k keeps the first
+    samples. Raises ValueError for k out of range.
     """
     if not 1 <= k <= MOST_SAMPLES:
-        raise ValueError(f"k must be from 1 to {MOST_SAMPLES}, not {k}")
+        raise ValueError(f"k must be from 1 to {MOST_SAMPLES}, got {k}")
     served = _log_served(engine)
     bound, under_prior = (ImportanceBound(posterior, k, seed, stride=MOST_SAMPLES) for _ in range(2))
     for image, z in bound.pieces(CHUNK):
@@ -148,7 +157,7 @@ def reconstruction(engine: Engine, images: ImageSource, mean: Floats) -> dict[st
 
 
 def _log_served(engine: Engine) -> Callable[[Floats], Doubles] | None:
-    """log p(z) under the prior that is served; None where that is N(0, I), or says no density."""
+    """log p(z) under the served prior; None if that is N(0, I) or has no density."""
     prior = engine.prior
     if prior is None or not prior.has_density or prior.kinds == ("normal",):
         return None

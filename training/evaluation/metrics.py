@@ -1,4 +1,4 @@
-"""Figures that are functions of arrays: image similarity, importance-weighted bounds, probes, neighbours."""
+"""Metrics of arrays: means with standard errors, image similarity, probes and nearest neighbours."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ Labels = Mapping[str, NDArray[np.int64]]
 
 # Variance of the posterior mean above which a dimension is in use (Burda et al., arXiv 1509.00519).
 ACTIVE = 0.01
-INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the linear probe; chosen on validation
+INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the linear probe; validation selects one
 NEIGHBOURS = 5
-SMALLEST_ERROR = 1e-10  # PSNR ends at 100 dB: an exact copy would be infinitely good, and so would a mean
+SMALLEST_ERROR = 1e-10  # caps PSNR at 100 dB: one exact copy would make the mean infinite
 # Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K = 11, 1.5, (0.01, 0.03)
 
@@ -41,8 +41,8 @@ def psnr(mse: Doubles) -> Doubles:
 def ssim(images: NDArray[np.floating], others: NDArray[np.floating]) -> Doubles:
     """Structural similarity of pairs of images [n, h, w, c] on [0, 1], float64 [n] (Wang et al. 2004).
 
-    An 11×11 Gaussian window, σ = 1.5, only where it lies wholly inside the image; colour channels are
-    averaged. In an image with a side below 11 the window is the largest odd number that fits.
+    The window is Gaussian, 11×11 with σ = 1.5, and stays inside the image; colour channels are averaged. For
+    images with a side below 11, the side of the window is the largest odd number that fits.
     """
     from scipy.ndimage import correlate1d
 
@@ -69,31 +69,24 @@ def ssim(images: NDArray[np.floating], others: NDArray[np.floating]) -> Doubles:
     return mean
 
 
-def log_normal(z: Doubles, mean: Doubles, logvar: Doubles) -> Doubles:
-    """log N(z; mean, exp(logvar)·I) in nats, all [n, d] or broadcast to it, float64 [n]."""
-    terms = np.square(z - mean) * np.exp(-logvar) + logvar + math.log(2 * math.pi)
-    density: Doubles = -0.5 * terms.sum(axis=1)
-    return density
-
-
 def active_units(mean: NDArray[np.floating]) -> int:
-    """How many latent dimensions the data move: Var_x(E[z|x]) > 0.01."""
+    """The number of latent dimensions with Var_x(E[z|x]) > 0.01."""
     return int((mean.astype(np.float64).var(axis=0) > ACTIVE).sum())
 
 
 def linear_probe(features: Features, labels: Labels) -> float:
-    """Test accuracy of logistic regression on standardised features; its penalty is chosen on validation."""
+    """Test accuracy of logistic regression on standardised features; validation selects the penalty."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features["train"])
     scaled = {part: scaler.transform(features[part]) for part in ("train", "validation")}
     fitted = _fitted_probe((scaled["train"], labels["train"]), (scaled["validation"], labels["validation"]))
-    del scaled  # pixels of many images: they need not be there in three copies
+    del scaled  # may be the pixels of many images; frees them before test is scaled
     return float(fitted.score(scaler.transform(features["test"]), labels["test"]))
 
 
 def nearest_neighbours(features: Features, labels: Labels) -> float:
-    """Test accuracy of the vote of the 5 nearest training images (Euclidean)."""
+    """Test accuracy of a vote among the 5 nearest training images (Euclidean)."""
     from sklearn.neighbors import KNeighborsClassifier
 
     votes = KNeighborsClassifier(NEIGHBOURS, algorithm="brute").fit(features["train"], labels["train"])
@@ -104,7 +97,7 @@ def _fitted_probe(  # type: ignore[no-untyped-def]  # scikit-learn has no types
     train: tuple[NDArray[np.floating], NDArray[np.int64]],
     validation: tuple[NDArray[np.floating], NDArray[np.int64]],
 ):
-    """The logistic regression that is best on validation; it is not even given the test images."""
+    """The logistic regression with the best accuracy on validation."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -113,7 +106,7 @@ def _fitted_probe(  # type: ignore[no-untyped-def]  # scikit-learn has no types
     probes = []
     for c in INVERSE_PENALTIES:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is as good, validation decides
-            # The fourth digit of the accuracy does not change below this tolerance, the time doubles.
+            warnings.simplefilter("ignore", ConvergenceWarning)  # validation decides, converged or not
+            # A smaller tolerance doubles the time and does not change the fourth digit of the accuracy.
             probes.append(LogisticRegression(C=c, tol=1e-3, max_iter=500).fit(*train))
     return max(probes, key=lambda probe: float(probe.score(*validation)))

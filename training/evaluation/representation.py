@@ -1,7 +1,7 @@
-"""What an embedding is worth: probe and neighbours beside PCA, raw pixels and an untrained encoder.
+"""Compares the embedding with PCA, raw pixels and an untrained encoder, by linear probe and neighbours.
 
-All four see the same training images (at most `MOST_FITTED`, fewer where images are large) and are judged on
-the same test images; the encoder's features come from the exported graph.
+All four are fitted on the same training images (at most `MOST_FITTED`, fewer if images are large) and scored
+on the same test images. The features of the model come from the exported graph.
 """
 
 import dataclasses
@@ -18,18 +18,21 @@ from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Manifest, Metric
 
 MOST_FITTED = 60_000  # training images
-MOST_JUDGED = 10_000  # test images, and validation images
-# Pixel values of the training images that are in memory as float32 at once: 256 MB, and PCA copies them.
+MOST_SCORED = 10_000  # test images, and validation images
+# Pixel values of training images in memory at once: 256 MB as float32, and PCA copies them.
 MOST_VALUES = 1 << 26
-MOST_CLASSES = 100  # a probe of more takes longer than the training
+MOST_CLASSES = 100  # with more, a probe takes longer than the training
 
 Floats = NDArray[np.float32]
 
 
 def compare_with_baselines(engine: Engine, data: Images, seed: int, say: Say) -> dict[str, Metric]:
-    """`linear_probe` and `knn5` of the posterior mean, and of `_pca`, `_pixels`, `_random`; the first two
-    only where there are labels. `mse_pca`, `psnr_pca`, `ssim_pca`: reconstructions from as many principal
-    components as the model has latents. `fitted`: how many training images all of them were fitted on.
+    """Measure the posterior mean as an embedding, with PCA, raw pixels and the untrained encoder.
+
+    - `linear_probe`, `knn5`, and the same with `_pca`, `_pixels` and `_random`: accuracies, if there are
+      labels.
+    - `mse_pca`, `psnr_pca`, `ssim_pca`: reconstructions from as many components as there are latents.
+    - `fitted`: the number of training images that all of them were fitted on.
     """
     from sklearn.decomposition import PCA
 
@@ -69,10 +72,10 @@ def compare_with_baselines(engine: Engine, data: Images, seed: int, say: Say) ->
 
 
 def _rows(data: Images, seed: int) -> dict[str, Indices]:
-    """The rows of each part that are used: all of them, or a random choice where those are too many."""
+    """The rows of each part to use: all, or a random choice of too many."""
     fits = max(1, MOST_VALUES // int(np.prod(data.shape)))
-    judged = min(MOST_JUDGED, max(1, fits // 4))
-    most = {"train": min(MOST_FITTED, fits), "validation": judged, "test": judged}
+    scored = min(MOST_SCORED, max(1, fits // 4))
+    most = {"train": min(MOST_FITTED, fits), "validation": scored, "test": scored}
     chosen = {}
     for part, rows in dataclasses.asdict(data.split).items():
         order = np.random.default_rng(seed).permutation(len(rows))[: most[part]]
@@ -81,7 +84,7 @@ def _rows(data: Images, seed: int) -> dict[str, Indices]:
 
 
 def _flat(pixels: ByteImages, rows: Indices) -> Floats:
-    """float32 [m, h·w·c] in [0, 1]."""
+    """The images of these rows as vectors, float32 [m, h·w·c] in [0, 1]."""
     flat = np.empty((len(rows), int(np.prod(pixels.shape[1:]))), np.float32)
     for at in range(0, len(rows), CHUNK):
         flat[at : at + CHUNK] = pixels[rows[at : at + CHUNK]].reshape(-1, flat.shape[1])
@@ -99,7 +102,7 @@ def _embedded(engine: Engine, data: Images, rows: dict[str, Indices], seed: int)
 
 
 class _Untrained:
-    """The posterior means of the model's network as it was before its first step, by torch."""
+    """The posterior means of the network before its first training step, computed by torch."""
 
     def __init__(self, config: TrainConfig) -> None:
         from training.model.graphs import EncoderGraph
@@ -119,7 +122,7 @@ class _Untrained:
 
 
 def _untrained(manifest: Manifest) -> _Untrained | None:
-    """None where the bundle does not say how its network was built: it was made elsewhere."""
+    """The untrained encoder; None if the manifest does not record how the network was built."""
     settings = dict(manifest.training.config) if manifest.training else {}
     settings.pop("step", None)
     try:

@@ -1,9 +1,9 @@
-"""How good samples are: are they like the data (precision), and are the data among them (recall)?
+"""Measures samples: are they like the data (precision), and do they cover the data (recall)?
 
-Every figure stands beside that of real images (training against test), the floor, and of their
-reconstructions, which samples of the same decoder can hardly beat. Reconstructions of the very test images
-stand there too, but are no bound: pair by pair they lie nearer to the test images than any other real images
-do. All are taken at temperature 1: a lower one buys precision with recall.
+Each metric is also computed for real images (training against test), the best possible value, and for
+reconstructed training images, the practical limit of the same decoder. Reconstructions of the test images are
+not a limit: pair by pair, they are closer to the test images than other real images are. The temperature is
+1, because a lower one trades recall for precision.
 """
 
 import numpy as np
@@ -17,23 +17,27 @@ from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Metric
 
 MOST = 10_000  # images of each kind
-MOST_COMPARED = 5_000  # where every pair is compared
-MOST_SOUGHT = 1_000  # whose nearest training image is sought
-NEAREST = 3  # neighbours that make a ball, for precision and recall (Kynkäänniemi et al., arXiv 1904.06991)
+MOST_COMPARED = 5_000  # images, when every pair is compared
+MOST_SEARCHED = 1_000  # images whose nearest training image is searched for
+NEAREST = (
+    3  # neighbour that a ball extends to, for precision and recall (Kynkäänniemi et al., arXiv 1904.06991)
+)
 NEAREST_DENSE = 5  # for density and coverage (Naeem et al., arXiv 2002.09797)
 SUBSETS, SUBSET = 10, 1000  # of the kernel distance
-TWINS = 0.01  # of the test images are nearer to another one than what counts as a duplicate
+DUPLICATES = 0.01  # share of the test images that count as duplicates of another one
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.floating]
 
 
 def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: Say) -> dict[str, Metric]:
-    """Samples of the served prior, and of `_normal`, N(0, I), where that is another; `_reconstructions` of
-    the test images; `_real` images, which are training images, and `_restored`, the reconstructions of these;
-    all beside the test images: `frechet`, `kernel`, `precision`, `recall`, `density` and `coverage` in the
-    features of a classifier of the training labels, with accuracy `classifier`; `nearest` and `duplicates`
-    in pixels (no `nearest_restored`: it would be their own error). Nothing where there are no labels.
+    """Compare samples, reconstructions and real images with the test images; empty without labels.
+
+    Kinds, by suffix: none for samples of the served prior; `_normal` for samples of N(0, I), if another prior
+    is served; `_reconstructions` of the test images; `_real` training images; `_restored` for reconstructions
+    of these. Metrics: `frechet`, `kernel`, `precision`, `recall`, `density` and `coverage` in the features of
+    a classifier of the training labels with accuracy `classifier`; `nearest` and `duplicates` in pixels.
+    There is no `nearest_restored`, which would only be the reconstruction error.
 
     `means`: the posterior means of the test images, float32 [n, *latent].
     """
@@ -42,18 +46,18 @@ def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: 
     prior = engine.prior
     if prior is None or data.labels is None or len(np.unique(data.labels[data.split.train])) < 2:
         return {}
-    say("samples, beside reconstructions and real images …")
+    say("samples, compared with reconstructions and real images …")
     rng = np.random.default_rng(seed)
     n = min(MOST, len(data.split.test), len(data.split.train))
     chosen = np.sort(rng.permutation(len(data.split.test))[:n])
     test = data.pixels[data.split.test[chosen]]
     train = np.sort(rng.permutation(data.split.train)[:n])
     likelihood = engine.manifest.likelihood
-    seen = model_inputs(likelihood.kind if likelihood else None, data, train, seed)
+    inputs = model_inputs(likelihood.kind if likelihood else None, data, train, seed)
     kinds = {
         "": _decoded(engine, prior.sample(seed=seed, rows=range(n))),
         "_reconstructions": _decoded(engine, means[chosen]),
-        "_restored": _decoded(engine, encode(engine, seen)[0]),
+        "_restored": _decoded(engine, encode(engine, inputs)[0]),
         "_real": data.pixels[train],
     }
     if len(prior.kinds) > 1:
@@ -62,26 +66,28 @@ def sample_quality(engine: Engine, data: Images, means: Floats, seed: int, say: 
     right = classifier.predict(network, test) == data.labels[data.split.test[chosen]]
     metrics = {"classifier": mean_of(right.astype(float), seed)}
     features = classifier.features(network, test)
-    twins = np.quantile(nearest_other(test[:MOST_COMPARED]), TWINS)
+    close = np.quantile(nearest_other(test[:MOST_COMPARED]), DUPLICATES)
     for kind, images in kinds.items():
         found = classifier.features(network, images)
         few, fakes = features[:MOST_COMPARED], found[:MOST_COMPARED]
-        alike = nearest_other(images[:MOST_COMPARED]) < twins
-        sought = test if kind == "_real" else images
+        duplicates = nearest_other(images[:MOST_COMPARED]) < close
+        searched = test if kind == "_real" else images
         figures = {"frechet": Metric(value=frechet(features, found), n=n, seed=seed)}
         figures["kernel"] = kernel(features, found, seed)
         for name, value in (precision_recall(few, fakes) | density_coverage(few, fakes)).items():
             figures[name] = Metric(value=value, n=len(fakes), seed=seed)
         if kind != "_restored":
-            figures["nearest"] = mean_of(nearest_training(sought[:MOST_SOUGHT], data), seed)
-        figures["duplicates"] = mean_of(alike.astype(float), seed)
+            figures["nearest"] = mean_of(nearest_training(searched[:MOST_SEARCHED], data), seed)
+        figures["duplicates"] = mean_of(duplicates.astype(float), seed)
         metrics |= {f"{name}{kind}": figure for name, figure in figures.items()}
     return metrics
 
 
 def frechet(features: Doubles, others: Doubles) -> float:
-    """The Fréchet distance of the Gaussians with their moments, [n, d] and [m, d]: |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ −
-    2(Σ₁Σ₂)^½). It falls with n, so compare it at equal n only."""
+    """The Fréchet distance |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features [n, d] and [m, d].
+
+    It falls as n grows, so compare it at equal n only.
+    """
     first, second = np.cov(features, rowvar=False), np.cov(others, rowvar=False)
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
@@ -91,8 +97,10 @@ def frechet(features: Doubles, others: Doubles) -> float:
 
 
 def kernel(features: Doubles, others: Doubles, seed: int) -> Metric:
-    """The kernel distance: the unbiased MMD² under (fᵀg/d + 1)³, its mean and standard error over random
-    subsets (Bińkowski et al., arXiv 1801.01401). It does not depend on n."""
+    """The kernel distance: the mean unbiased MMD² under (fᵀg/d + 1)³ over random subsets, with its error.
+
+    Its expectation does not depend on n (Bińkowski et al., arXiv 1801.01401).
+    """
     rng = np.random.default_rng(seed)
     size = min(SUBSET, len(features), len(others))
     values = [
@@ -110,8 +118,10 @@ def mmd(x: Doubles, y: Doubles) -> float:
 
 
 def precision_recall(real: Doubles, fakes: Doubles) -> dict[str, float]:
-    """`precision`: the share of fakes in the ball of a real one, which reaches to its third neighbour; and
-    `recall`: the share of real ones in the ball of a fake."""
+    """The share of fakes in the ball of a real point, and of real points in the ball of a fake.
+
+    The ball of a point extends to its third neighbour.
+    """
     between = distances(real, fakes)
     real_balls, fake_balls = (nth_nearest(points, NEAREST) for points in (real, fakes))
     return {
@@ -121,8 +131,11 @@ def precision_recall(real: Doubles, fakes: Doubles) -> dict[str, float]:
 
 
 def density_coverage(real: Doubles, fakes: Doubles) -> dict[str, float]:
-    """`density`: in how many balls of real ones a fake lies, over the 5 neighbours that make a ball (about 1
-    for real images, more in dense regions); `coverage`: the share of balls with a fake in them."""
+    """The mean number of real balls around a fake, over 5, and the share of real balls with a fake in them.
+
+    The ball of a point extends to its fifth neighbour. The density of real images is about 1, more in dense
+    regions.
+    """
     inside = distances(real, fakes) <= nth_nearest(real, NEAREST_DENSE)[:, None]
     return {
         "density": float(inside.sum(axis=0).mean() / NEAREST_DENSE),
@@ -157,7 +170,7 @@ def nearest_training(images: ByteImages, data: Images) -> Doubles:
 
 
 def distances(points: Floats, others: Floats) -> Doubles:
-    """Euclidean, [n, d] and [m, d] → [n, m]."""
+    """Euclidean distances, [n, d] and [m, d] → [n, m]."""
     squares = np.square(points).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * points @ others.T
     apart: Doubles = np.sqrt(np.clip(squares, 0, None))
     return apart

@@ -1,10 +1,9 @@
-"""A bundle's graphs in eight-bit integers: smaller, faster on a CPU, and a little off.
+"""Quantizes the graphs of a bundle to eight-bit integers: smaller, faster on a CPU, slightly less accurate.
 
-Convolutions and dense layers compute in int8 (Jacob et al., arXiv 1712.05877), by onnxruntime's static
-quantisation in QDQ form; ranges of activations are those of training images and of their latents. The layer
-that gives the outputs stays in float32, and so do transposed convolutions: onnxruntime has no integer
-kernel for them, and would only convert to and fro. Weights have seven bits: the eighth bought no accuracy,
-and on x86 CPUs without VNNI two products of it overflow their sixteen bits.
+Convolutions and dense layers compute in int8 (Jacob et al., arXiv 1712.05877), by static quantization in QDQ
+form. Training images and their latents set the ranges of activations. The output layer stays in float32,
+and so do transposed convolutions, for which onnxruntime has no integer kernel. Weights have seven bits: the
+eighth did not improve accuracy, and on x86 CPUs without VNNI the sum of two products overflows sixteen bits.
 """
 
 import logging
@@ -23,44 +22,44 @@ from vaeserve.bundle.files import Draft, Golden
 from vaeserve.bundle.manifest import Tolerance
 from vaeserve.bundle.ort import ort
 
-QUANTISED = ["Conv", "Gemm", "MatMul"]
-CALIBRATED_ON = 512  # images: more hardly move the ranges
+QUANTIZED = ["Conv", "Gemm", "MatMul"]
+CALIBRATED_ON = 512  # images; more hardly change the ranges
 CHUNK = 64
 SPEED_BATCHES = (1, 32)
-SPEED_SECONDS = 1.0  # of each figure
+SPEED_SECONDS = 1.0  # for each ratio
 
 
 def quantize(draft: Draft, images: NDArray[np.uint8], latents: NDArray[np.float32]) -> Draft:
-    """Write the draft's graphs over with quantized ones, and return it as `<name>-int8`.
+    """Replace the graphs of a draft with quantized ones; returns the draft as `<name>-int8`.
 
-    `images` uint8 [n, h, w, c] and `latents` float32 [n, *latent] set the ranges. The golden vectors become
-    what the quantized graphs give: they prove that another machine computes the same, not how near that is
-    to float32. Other CPUs have other kernels, which round elsewhere. So the tolerance is 20 times what
-    onnxruntime's plain kernels are off here, and at least what quantising cost: nearer nobody needs to be.
+    `images` uint8 [n, h, w, c] and `latents` float32 [n, *latent] set the ranges. The new golden vectors are
+    outputs of the quantized graphs: they check that another machine computes the same, not how close that is
+    to float32. Other CPUs have other kernels, which round differently. The tolerance is therefore 20 times
+    the difference between the optimised and the plain kernels here, and at least the error of quantizing.
     """
     exact = draft.bundle().golden()
     for name, inputs in (("encoder.onnx", {"image": images}), ("decoder.onnx", {"z": latents})):
         _quantize_graph(draft.folder / name, inputs)
     served, plain = (_computed(draft.folder, exact.input, optimise) for optimise in (True, False))
-    # A flow stays as it is, and so does what was given for it.
+    # A flow is not quantized, and neither are its golden vectors.
     served._replace(eps=exact.eps, z=exact.z, log_density=exact.log_density).save(draft.folder / "golden.npz")
-    off = {
+    errors = {
         key: max(
-            20 * _off(getattr(served, key), getattr(plain, key)),
-            _off(getattr(served, key), getattr(exact, key)),
+            20 * _error(getattr(served, key), getattr(plain, key)),
+            _error(getattr(served, key), getattr(exact, key)),
         )
         for key in ("mean", "logvar", "pixels")
     }
-    pixels = min(0.1, max(1e-3, off["pixels"]))
+    pixels = min(0.1, max(1e-3, errors["pixels"]))
     tolerance = Tolerance(
-        latent=min(1.0, max(1e-3, off["mean"], off["logvar"])), pixels=pixels, levels=ceil(255 * pixels)
+        latent=min(1.0, max(1e-3, errors["mean"], errors["logvar"])), pixels=pixels, levels=ceil(255 * pixels)
     )
     update = {"name": f"{draft.manifest.name}-int8", "tolerance": tolerance}
     return Draft(draft.folder, draft.manifest.model_copy(update=update))
 
 
 def speed(float32: Engine, int8: Engine) -> dict[str, float]:
-    """How many times as fast `int8` is, by "encode, batch 1" and so on: median times, taken in turn."""
+    """The median time of `float32` over that of `int8`, for encode and decode at each batch size."""
     image, latent = int8.manifest.image, int8.manifest.latent.shape
     found = {}
     for n in SPEED_BATCHES:
@@ -72,18 +71,18 @@ def speed(float32: Engine, int8: Engine) -> dict[str, float]:
 
 
 def _ratio(run: Callable[[Engine], Any], float32: Engine, int8: Engine) -> float:
-    took: tuple[list[float], list[float]] = ([], [])
-    until = time.perf_counter() + SPEED_SECONDS
-    while time.perf_counter() < until:
-        for engine, times in zip((float32, int8), took, strict=True):
-            began = time.perf_counter()
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + SPEED_SECONDS
+    while time.perf_counter() < end:
+        for engine, measured in zip((float32, int8), times, strict=True):
+            start = time.perf_counter()
             run(engine)
-            times.append(time.perf_counter() - began)
-    return float(np.median(took[0]) / np.median(took[1]))
+            measured.append(time.perf_counter() - start)
+    return float(np.median(times[0]) / np.median(times[1]))
 
 
 def _quantize_graph(path: Path, inputs: dict[str, NDArray[Any]]) -> None:
-    """Replace the graph; `inputs`: the one array that it takes, by name."""
+    """Replace a graph file by its quantized form; `inputs` has its one input array, by name."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -98,17 +97,17 @@ def _quantize_graph(path: Path, inputs: dict[str, NDArray[Any]]) -> None:
             return next(self._batches, None)
 
     layers = [
-        node.name for node in onnx.load(path).graph.node if node.op_type in (*QUANTISED, "ConvTranspose")
+        node.name for node in onnx.load(path).graph.node if node.op_type in (*QUANTIZED, "ConvTranspose")
     ]
     root, level = logging.getLogger(), logging.getLogger().level
-    root.setLevel(logging.ERROR)  # it advises a preprocessing that the exporter has done
+    root.setLevel(logging.ERROR)  # it recommends a preprocessing that the exporter has done
     try:
         quantize_static(
             str(path),
             str(path),
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=QUANTISED,
+            op_types_to_quantize=QUANTIZED,
             nodes_to_exclude=layers[-1:],
             per_channel=True,
             reduce_range=True,
@@ -120,7 +119,7 @@ def _quantize_graph(path: Path, inputs: dict[str, NDArray[Any]]) -> None:
 
 
 def _computed(folder: Path, images: NDArray[np.uint8], optimise: bool) -> Golden:
-    """What the graphs in the folder give; without optimisation each operator runs in its plain kernel."""
+    """The outputs of the graphs in the folder; without `optimise`, each operator runs in its plain kernel."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -137,5 +136,5 @@ def _computed(folder: Path, images: NDArray[np.uint8], optimise: bool) -> Golden
     return Golden(images, mean, logvar, image, pixels)
 
 
-def _off(found: NDArray[Any], expected: NDArray[Any]) -> float:
+def _error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(found.astype(np.float64) - expected).max())

@@ -53,12 +53,6 @@ def test_ssim_of_flat_and_of_small_images_has_a_closed_form():
         assert metrics.ssim(a[:, :side, :side], b[:, :side, :side])[0] == pytest.approx(expected)
 
 
-def test_log_normal_is_scipy_s():
-    z, mean, logvar = RNG.normal(size=(3, 5, 4))
-    expected = stats.norm.logpdf(z, mean, np.exp(logvar / 2)).sum(axis=1)
-    np.testing.assert_allclose(metrics.log_normal(z, mean, logvar), expected)
-
-
 def test_active_units_are_those_that_the_data_move():
     mean = np.c_[RNG.normal(0, 1, 500), RNG.normal(5, 0.01, 500), RNG.normal(0, 0.3, 500)].astype(np.float32)
     assert metrics.active_units(mean) == 2
