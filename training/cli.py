@@ -1,4 +1,4 @@
-"""`vae-train`: fit a model and publish it, evaluate a bundle, export a checkpoint, report on a run."""
+"""The command `vae-train`: trains, evaluates, exports, quantizes and reports."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # torch, scikit-learn and matplotlib are imported inside the commands: `--help` must not take seconds.
 
-INTERRUPTED = 130  # what a shell reports after Ctrl-C: the run is saved, but no model was published
+INTERRUPTED = 130  # the exit status after Ctrl-C: the run is saved, but no model is published
 
 app = typer.Typer(
     name="vae-train",
@@ -34,7 +34,7 @@ DEFAULTS = TrainConfig()
 IwaeK = Annotated[int, typer.Option(min=1, help="Samples per image of the importance-weighted bound.")]
 IwaeN = Annotated[int, typer.Option(min=1, help="Test images of that bound.")]
 MemoryLimit = Annotated[
-    int, typer.Option(metavar="MB", help="Decoded images above that lie in a mapped file.")
+    int, typer.Option(metavar="MB", help="Above this size, decoded images are kept in a memory-mapped file.")
 ]
 BundleFolder = Annotated[Path, typer.Argument(help="Folder of a bundle, models/<name>/<version>.")]
 TrainedOn = Annotated[str, typer.Option(help="The data that it was trained on.")]
@@ -57,10 +57,10 @@ def fit(
         bool, typer.Option("--tensorboard", help="Also write the metrics to <run>/tensorboard.")
     ] = False,
 ) -> None:
-    """Train, evaluate and publish. Ctrl-C saves; `--resume` resumes exactly.
+    """Train, evaluate and publish. Ctrl-C saves the run; `--resume` continues it exactly.
 
-    Several processes: `torchrun --nproc-per-node N -m -- training fit --run DIR …`. Started that way it
-    resumes the run in DIR by itself.
+    For several processes: `torchrun --nproc-per-node N -m -- training fit --run DIR …`, which resumes the
+    run in DIR automatically.
     """
     with _sentences():
         from training.data.images import ImageTarget
@@ -71,7 +71,7 @@ def fit(
 
         ranks = distributed.join()
         found = None
-        if resume or (ranks.launched and run):  # torchrun starts the same command again after a crash
+        if resume or (ranks.launched and run):  # torchrun repeats the command after a crash
             found = ranks.share(lambda: _config(run, needed=resume))
         resume = found is not None
         config = found or TrainConfig(**settings)
@@ -81,7 +81,7 @@ def fit(
             run = Path("runs") / (config.name or images.name)
             if not ranks.launched:
                 run = run.with_name(f"{run.name}-{datetime.now():%Y%m%d-%H%M%S}")
-            resume = ranks.restarts > 0  # the first time it must not go on with what another command began
+            resume = ranks.restarts > 0  # never resume what another command started
         if ranks.first:
             shape = "×".join(map(str, images.shape))
             _say(f"{images.name}: {len(images.pixels):,} images of {shape}; run {run}")
@@ -96,8 +96,8 @@ def fit(
         if not ranks.first:
             return
         if not result.finished:
-            _say(f"not finished; go on with: vae-train fit --run {run} --models {models} --resume")
-            raise typer.Exit(0 if ranks.launched else INTERRUPTED)  # torchrun would start it again
+            _say(f"not finished; continue with: vae-train fit --run {run} --models {models} --resume")
+            raise typer.Exit(0 if ranks.launched else INTERRUPTED)  # or torchrun would restart it
         bundle = publish_checkpoint(result.checkpoint, images, models, result.history, _say)
         _print_metrics(bundle)
         _say(
@@ -120,16 +120,17 @@ def evaluate(
         Path | None, typer.Option("-o", "--output", help="[default: evaluation-<name>-<version>.json]")
     ] = None,
 ) -> None:
-    """Compute a bundle's figures again from its graphs. The bundle itself is never changed."""
+    """Compute the metrics of a bundle from its graphs. The bundle itself is never changed."""
     with _sentences():
         from training.evaluation.evaluate import evaluate as run_evaluation
+        from vaeserve.bundle.atomic import write_atomically
         from vaeserve.bundle.cpus import usable_cpus
         from vaeserve.bundle.repository import open_engine
 
         engine = open_engine(bundle, threads=usable_cpus())
         manifest = engine.manifest
         if manifest.likelihood is None:
-            raise ConfigError(f"{manifest.reference} says no likelihood, so there is no ELBO to compute")
+            raise ConfigError(f"{manifest.reference} has no likelihood in its manifest, so it has no ELBO")
         images = _images_like(manifest.image, data, memory_limit)
         evaluation = run_evaluation(engine, images, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n, say=_say)
         metrics = evaluation.metrics
@@ -140,7 +141,7 @@ def evaluate(
             "metrics": {key: metric.model_dump(exclude_none=True) for key, metric in metrics.items()},
             "kl": evaluation.kl.round(6).tolist(),
         }
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
         _print_table(metrics)
         _say(f"written to {path}")
 
@@ -152,7 +153,7 @@ def export(
     iwae_k: IwaeK = 100,
     iwae_n: IwaeN = 500,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also publish it in eight-bit integers, as <name>-int8.")
+        bool, typer.Option("--int8", help="Also publish an int8 version as <name>-int8.")
     ] = False,
 ) -> None:
     """Export, evaluate and publish a checkpoint of any run, finished or not."""
@@ -186,8 +187,8 @@ def quantize(
     models: Models = Path("models"),
     memory_limit: MemoryLimit = DEFAULTS.memory_limit,
 ) -> None:
-    """Publish a bundle in eight-bit integers as <name>-int8, evaluated, with what it loses and gains on its
-    card. Nothing is trained."""
+    """Publish an int8 version of a bundle as <name>-int8, with its losses and gains on its card. Does not
+    train."""
     with _sentences():
         from training.publishing.publish import publish_int8
         from vaeserve.bundle.files import read_bundle
@@ -198,7 +199,7 @@ def quantize(
         _say(f"published {quantized}")
 
 
-app.command("quantise", hidden=True)(quantize)  # its name before version 0.2
+app.command("quantise", hidden=True)(quantize)  # the old name, kept as an alias
 
 
 @app.command()
@@ -208,8 +209,8 @@ def complete(
     models: Models = Path("models"),
     memory_limit: MemoryLimit = DEFAULTS.memory_limit,
 ) -> None:
-    """Publish a bundle's next version, the same model with what newer services can use: the calibration of
-    its scores and the map of its latent space, from the validation images. Nothing is trained."""
+    """Publish the next version of a bundle: the same model, with the calibration of its scores and the map of
+    its latent space, from the validation images. Does not train."""
     with _sentences():
         from training.publishing.publish import complete as publish_complete
         from vaeserve.bundle.files import read_bundle
@@ -220,11 +221,9 @@ def complete(
 
 @app.command()
 def report(
-    run: Annotated[
-        Path, typer.Argument(help="A folder runs/<run>, of a run that is over or still going on.")
-    ],
+    run: Annotated[Path, typer.Argument(help="A folder runs/<run>, of a finished or running run.")],
 ) -> None:
-    """Write <run>/report.html: figures, pictures and settings on one page that needs no network."""
+    """Write <run>/report.html: metrics, pictures and settings on one page that needs no network."""
     with _sentences():
         from training.publishing.report import write
 
@@ -233,7 +232,7 @@ def report(
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """What a user can mend ends in one sentence and exit status 1, not in a traceback."""
+    """Errors that the user can fix end in one sentence and exit status 1, not in a traceback."""
     from training.data.download import DownloadError
     from training.data.images import DataError
     from training.fit.checkpoint import CheckpointError
@@ -258,7 +257,7 @@ def _sentences() -> Iterator[None]:
 
 
 def _check_name(name: str) -> None:
-    """Before the training, not after it."""
+    """Check the name before training, not after it."""
     from pydantic import TypeAdapter, ValidationError
 
     from vaeserve.bundle.manifest import Name
@@ -272,7 +271,7 @@ def _check_name(name: str) -> None:
 
 
 def _write_skipped(run: Path, skipped: tuple[str, ...]) -> None:
-    """List the files that are no usable images in the run's folder."""
+    """List the files that could not be used in `run`/skipped.txt."""
     if skipped:
         run.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{line}\n" for line in skipped)
@@ -280,14 +279,14 @@ def _write_skipped(run: Path, skipped: tuple[str, ...]) -> None:
 
 
 def _config(run: Path | None, *, needed: bool) -> TrainConfig | None:
-    """The config of the run to go on with; None if there is none and none is needed."""
+    """The config of the run to resume; None if there is none and none is needed."""
     if run is None:
-        raise ConfigError("--resume needs --run, the folder of the run to go on with")
+        raise ConfigError("--resume needs --run, the folder of the run to resume")
     path = run / "config.json"
     if path.is_file():
         return TrainConfig.from_json(path.read_text())
     if needed:
-        raise ConfigError(f"{path} is not there, so there is no run to go on with in {run}")
+        raise ConfigError(f"{path} does not exist, so there is no run to resume in {run}")
     return None
 
 
@@ -304,12 +303,12 @@ def _print_table(metrics: "dict[str, Metric]") -> None:
 
 
 def _images_like(image: "ImageSpec", data: str, memory_limit: int) -> "Images":
-    """The data, brought to the size, channels and fit of a model's images."""
+    """The data at the size, channels and fit of a model's images."""
     from training.data.images import ImageTarget
     from training.data.load import load
 
-    wanted = ImageTarget((image.height, image.width), image.channels, image.fit, memory_limit)
-    return load(data, wanted, _say)
+    target = ImageTarget((image.height, image.width), image.channels, image.fit, memory_limit)
+    return load(data, target, _say)
 
 
 def _say(text: Any) -> None:

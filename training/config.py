@@ -1,8 +1,8 @@
-"""The settings of a training run: one list, from which the command line and its help are made.
+"""The settings of a training run: the one list from which the command line and its help are made.
 
-A record is frozen, round-trips JSON and is kept beside every checkpoint. A field that is None is filled from
-the data when the run starts (`resolve`), so that the `config.json` of a run says everything needed to build
-its network again.
+A config is frozen, round-trips through JSON and is saved with every checkpoint. Fields that are None are
+filled from the data when the run starts (`resolve`), so the `config.json` of a run is enough to rebuild its
+network.
 """
 
 import json
@@ -33,7 +33,7 @@ COMPILING_PAYS = 2e9
 
 
 class ConfigError(Exception):
-    """A setting that cannot be trained with. The message names it and says what would do."""
+    """A setting that cannot be used. The message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ _Side = Annotated[int, Field(ge=4)]
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides the weights of a run, apart from the images themselves."""
+    """Everything that determines the weights of a run, apart from the images themselves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -87,16 +87,18 @@ class TrainConfig(BaseModel):
     image_size: Annotated[
         tuple[_Side, _Side] | None,
         BeforeValidator(_size),
-        Flag("Size that images are brought to.", "the size of the data", metavar="HxW", text=True),
+        Flag("Size to which images are resized.", "the size of the data", metavar="HxW", text=True),
     ] = None
     channels: Annotated[
         Literal[1, 3] | None,
         BeforeValidator(lambda value: int(value) if value in ("1", "3") else value),
         Flag("Grey or colour.", "the channels of the data", metavar="1|3", text=True),
     ] = None
-    fit: Annotated[Fit, Flag("How images of another aspect ratio are brought to size.")] = "contain"
+    fit: Annotated[Fit, Flag("How images of another aspect ratio are resized.")] = "contain"
     memory_limit: Annotated[
-        int, Field(ge=0), Flag("Above this size, decoded images are kept in a mapped file.", metavar="MB")
+        int,
+        Field(ge=0),
+        Flag("Above this size, decoded images are kept in a memory-mapped file.", metavar="MB"),
     ] = 1000
     likelihood: Annotated[
         Likelihood | Literal["auto"], Flag("auto: bernoulli for black-and-white images, else gaussian.")
@@ -119,7 +121,7 @@ class TrainConfig(BaseModel):
     # Validation is always at 1.
     beta: Annotated[float, Field(ge=0), Flag("Weight of the rate in the loss; 1 is the ELBO.")] = 1.0
     device: Annotated[str, Flag("auto, cpu, cuda, …")] = "auto"
-    compile: Annotated[bool | None, Flag("Use torch.compile.", "where the run is long enough")] = None
+    compile: Annotated[bool | None, Flag("Use torch.compile.", "if the run is long enough")] = None
     precision: Annotated[Precision, Flag("auto: bfloat16 on a CPU that multiplies in it, else float32.")] = (
         "auto"
     )
@@ -135,7 +137,7 @@ class TrainConfig(BaseModel):
     patience: Annotated[
         int,
         Field(ge=0),
-        Flag("Validations without a better ELBO after which the run ends; 0: it never ends early."),
+        Flag("Validations without a better ELBO after which the run ends; 0: never end early."),
     ] = 10
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
 
@@ -178,12 +180,12 @@ class TrainConfig(BaseModel):
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
-        """What `config.json` holds."""
+        """The content of `config.json`."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Refuses unknown fields: a config of a newer version must not be half understood (ConfigError)."""
+        """Raises ConfigError for unknown fields: a config of a newer version must not be half understood."""
         if unknown := sorted(set(values) - set(cls.model_fields)):
             raise ConfigError(f"unknown settings {', '.join(unknown)}: made by a newer vaeserve?")
         return cls.model_validate(values)

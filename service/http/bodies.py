@@ -161,7 +161,7 @@ def _read(data: bytes, manifest: Manifest, max_pixels: int, pointer: str) -> NDA
             max_pixels=max_pixels,
         )
     except TooManyPixels:
-        raise  # whoever set the budget decides what that means
+        raise  # the caller that set the budget handles it
     except ImageError as error:
         raise BadImage(_at(pointer, str(error)), errors=_pointers(pointer, str(error))) from None
 

@@ -46,7 +46,7 @@ def read_form(data: bytes, content_type: str, *, max_files: int) -> Form:
         )
         parser.write(data)
     except FormParserError as error:
-        raise InvalidRequest(f"The body is no multipart/form-data ({error}); send it again.") from None
+        raise InvalidRequest(f"The body is not multipart/form-data ({error}); send it again.") from None
     if not parts.closed:
         raise InvalidRequest("The body ends before its closing boundary; send it again.")
     return parts.form

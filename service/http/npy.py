@@ -22,7 +22,7 @@ def read_npy(data: bytes, *dtypes: np.dtype[Any]) -> NDArray[Any]:
         shape, fortran, found = _HEADERS[np.lib.format.read_magic(file)](file)
     except Exception as error:  # the header is a Python literal: its parser raises nearly anything
         raise InvalidRequest(
-            "The body is no .npy file that can be read; write it with numpy.save(file, array)."
+            "The body cannot be read as a .npy file; write it with numpy.save(file, array)."
         ) from error
     if found not in dtypes:
         names = " or ".join(map(str, dtypes))

@@ -201,8 +201,8 @@ def _content(
 
 
 def _form(model: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a JSON body as those of a form: images are files; there is no null and no empty list, and
-    one value cannot be told from a list of one."""
+    """The fields of a JSON body as those of a form: images are files; null and empty lists do not
+    exist, and one value looks the same as a list of one."""
     fields = model.model_json_schema()["properties"]
     fields.pop("latents", None)  # numbers come as JSON or npy
     for field in fields.values():

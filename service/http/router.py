@@ -58,7 +58,7 @@ class FastPath:
             key = route.method, len(segments), segments[-1]
             if key in self.table:
                 raise ValueError(
-                    f"{route.method} {route.path} and {self.table[key][0].path} cannot be told apart"
+                    f"{route.method} {route.path} and {self.table[key][0].path} cannot be distinguished"
                 )
             self.table[key] = route, segments
 

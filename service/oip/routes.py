@@ -191,9 +191,9 @@ async def _asked(request: Request) -> dict[str, Any]:
     try:
         asked = orjson.loads(data) if data.strip() else {}
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The request is no JSON ({error}); leave it empty.") from None
+        raise InvalidRequest(f"The request is not JSON ({error}); leave it empty.") from None
     if not isinstance(asked, dict):
-        raise InvalidRequest("The request is no JSON object; leave it empty.")
+        raise InvalidRequest("The request is not a JSON object; leave it empty.")
     return asked
 
 

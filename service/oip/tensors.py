@@ -108,7 +108,7 @@ def _from_json(
     try:
         request = orjson.loads(head)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The request is no JSON ({error}); see /v2/models/<name>.") from None
+        raise InvalidRequest(f"The request is not JSON ({error}); see /v2/models/<name>.") from None
     request = _object(request, "the request")
     parameters = _object(request.get("parameters") or {}, "`parameters`")
     for name in parameters:

@@ -1,13 +1,13 @@
-"""Images from .npz and .npy files, read in pieces, so that a set larger than memory stays out of it.
+"""Reads images from .npz and .npy files in pieces, so a set may be larger than memory.
 
 - `.npy`: the images, uint8 [n, h, w], [n, h, w, 1] or [n, h, w, 3]; or booleans; or floats in [0, 1].
 - `.npz`, the arrays by name:
     `images`, and if there are labels `labels`;
-    or `train_images`, `test_images` (and `val_images`), with `train_labels`, … : MedMNIST's names;
-    or `x_train`, `x_test`, with `y_train`, `y_test`: Keras' names;
+    or `train_images`, `test_images` (and `val_images`), with `train_labels`, …, as in MedMNIST;
+    or `x_train`, `x_test`, with `y_train`, `y_test`, as in Keras;
     or one array of any name: the images.
   Labels are integers or strings, [n] or [n, 1]; `label_names`, strings, name the integers 0, 1, ….
-  A test part is kept as the test split; a validation part joins train, and is chosen anew by content.
+  A test part is kept as the test split. A validation part joins train; the content hash selects validation.
 """
 
 import math
@@ -44,7 +44,7 @@ class Part:
         return f"{self.path}: {self.member}" if self.member else str(self.path)
 
     def pieces(self) -> Iterator[ByteImages]:
-        """uint8 [m, h, w, c] in order; DataError for values that are no grey levels."""
+        """uint8 [m, h, w, c] in order; raises DataError for values that are not grey levels."""
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         step = max(1, PIECE // row)
         with _opened(self.path, self.member) as (stream, _, _, _):
@@ -57,11 +57,11 @@ class Part:
 
 
 def read_arrays(path: Path, target: ImageTarget, say: Say) -> Images:
-    """The images of a .npy or .npz file, brought to one size if asked or larger than 64. Raises DataError."""
+    """The images of a .npy or .npz file, resized if asked or if a side is above 64. Raises DataError."""
     try:
         parts, labels, names = _npy(path) if path.suffix == ".npy" else _npz(path)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no {path.suffix} file that can be read: {error}") from error
+        raise DataError(f"{path} cannot be read as a {path.suffix} file: {error}") from error
     if len({part.shape[1:] for part in parts}) > 1:
         raise DataError(f"{path}: {', '.join(f'{p.member} {list(p.shape)}' for p in parts)}: sizes differ")
     total, own = sum(part.shape[0] for part in parts), parts[0].shape[1:]
@@ -69,7 +69,7 @@ def read_arrays(path: Path, target: ImageTarget, say: Say) -> Images:
     channels = target.channels or own[2]
     if (height, width, channels) != own:
         say(
-            f"{path}: brought from {'×'.join(map(str, own))} to {height}×{width}×{channels} ({target.fit}); "
+            f"{path}: resized from {'×'.join(map(str, own))} to {height}×{width}×{channels} ({target.fit}); "
             "choose with --image-size, --channels, --fit"
         )
 
@@ -111,7 +111,7 @@ def _npy(path: Path) -> Found:
 
 
 def _npz(path: Path) -> Found:
-    # Opened here: numpy leaves a file open that turns out to be no archive.
+    # Opened here, because numpy does not close a file that is not an archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         members = list(archive.files)
         layout = next((found for found in LAYOUTS if found[0] in members), None)

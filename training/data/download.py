@@ -1,4 +1,4 @@
-"""Files of public data sets: from the folder if they lie there, else downloaded, resumed and checked."""
+"""Downloads files of public data sets, resumes broken downloads, and checks digests."""
 
 import gzip
 import hashlib
@@ -13,31 +13,29 @@ from typing import Literal, TypeAlias
 
 PIECE = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
-ATTEMPTS = 3  # per mirror; each goes on where the last one broke off
+ATTEMPTS = 3  # per mirror; each resumes where the last one stopped
 
 
-# What a digest is of: the file as it is downloaded, or what gzip unpacks from it. The second is the same at
-# mirrors that packed the same bytes each for themselves.
+# A digest is that of the downloaded file, or of the content that gzip unpacks from it. The second is the same
+# for mirrors that compressed the same bytes differently.
 DigestOf: TypeAlias = Literal["file", "content"]
 
 
 class DownloadError(Exception):
-    """A file could not be had; the message says from where and what to do."""
+    """A file could not be downloaded; the message says from where and what to do."""
 
 
 def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str, *, of: DigestOf = "content") -> Path:
-    """The path of `folder`/`name`, a gzip file that has this SHA-256, or whose unpacked bytes have it.
+    """The path of `folder`/`name`, a gzip file with this SHA-256 (of the file, or of its unpacked bytes).
 
-    A file that is there is checked, never replaced. Otherwise the mirrors are tried in turn; what has arrived
-    waits in `name`.part for the next attempt, and the file takes its name only when its digest is right.
+    An existing file is checked, never replaced. Otherwise the mirrors are tried in turn. Incomplete downloads
+    stay in `name`.part for the next attempt, and the file gets its name once its digest is right.
     Raises DownloadError.
     """
     path = folder / name
     if path.exists():
         if _digest(path, of) != sha256:
-            raise DownloadError(
-                f"{path} is damaged (its SHA-256 differs): delete it, and it is downloaded again"
-            )
+            raise DownloadError(f"{path} is damaged (its SHA-256 differs): delete it to download it again")
         return path
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.part"
@@ -51,10 +49,10 @@ def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str, *, of: D
         if _digest(part, of) == sha256:
             os.replace(part, path)
             return path
-        part.unlink()  # nothing wrong is kept, or the next attempt would go on from it
+        part.unlink()  # the next attempt would resume from the wrong bytes
         failures.append(f"{mirror + name}: the content's SHA-256 is not {sha256}")
     raise DownloadError(
-        f"cannot download {name}. Put it into {folder} yourself, or try again.\n  " + "\n  ".join(failures)
+        f"cannot download {name}. Put it into {folder}, or try again.\n  " + "\n  ".join(failures)
     )
 
 
@@ -64,16 +62,16 @@ def _download(url: str, part: Path) -> None:
             _transfer(url, part)
             return
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is as long as the file, or longer: let its digest decide
+            if error.code == 416:  # nothing left to download; the digest decides whether the part is right
                 return
-            raise  # the mirror said no; asking again will not change it
+            raise  # the mirror refused; another attempt would not help
         except (OSError, http.client.HTTPException):
             if attempt == ATTEMPTS - 1:
                 raise
 
 
 def _transfer(url: str, part: Path) -> None:
-    """Append to `part` what is missing, or start anew where the server does not know ranges."""
+    """Append the missing bytes to `part`, or start again if the server does not support ranges."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
@@ -89,7 +87,7 @@ def _transfer(url: str, part: Path) -> None:
 
 
 def _digest(path: Path, of: DigestOf) -> str | None:
-    """None where nothing can be unpacked."""
+    """The SHA-256; None if gzip cannot unpack the file."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") if of == "file" else gzip.open(path) as file:

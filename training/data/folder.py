@@ -1,8 +1,8 @@
-"""A folder of pictures → a data set: any nesting, formats, sizes and modes; what is no picture is skipped.
+"""Reads a data set from a folder of images of any nesting, formats, sizes and modes, and skips other files.
 
-- The first level of sub-folders are the classes, if every picture lies in one and there are two or more.
-- `train` and `test` (and `val`) as the only sub-folders are an official split: their sub-folders are the
-  classes, and validation is taken from train by content, as everywhere.
+- The sub-folders of the first level are the classes, if there are two or more and they contain every image.
+- `train` and `test` (and `val`) as the only sub-folders are an official split. Their sub-folders are the
+  classes, and validation is taken from train by content, as for every source.
 - Files are read twice: their headers for size and colour, unless both are given, then their pixels.
 """
 
@@ -25,19 +25,19 @@ from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.images import FORMATS, ImageError, image_size, read_image
 
 SERVED = frozenset(suffix for each in FORMATS.values() for suffix in each.suffixes)
-REWRITTEN = frozenset({".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})  # what the runtime does not read
+REWRITTEN = frozenset({".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})  # not read by the service
 TRAIN = frozenset({"train", "training", "val", "valid", "validation"})
 TEST = frozenset({"test", "testing"})
 TOGETHER = 64  # files per task of the pool
-TELL_EVERY = 20.0  # seconds
+REPORT_EVERY = 20.0  # seconds
 
 Found = TypeVar("Found")
 
 
 def read_folder(folder: Path, target: ImageTarget, say: Say) -> Images:
-    """Every picture below `folder`, brought to one size. Raises DataError for fewer than 100.
+    """Read every image below `folder` at one size. Raises DataError for fewer than 100.
 
-    Decoding releases Python's lock, so threads are enough and no pixels travel between processes.
+    Decoding releases Python's lock, so threads are enough.
     """
     names, skipped = _names(folder)
     test = _official_test(names)
@@ -48,12 +48,12 @@ def read_folder(folder: Path, target: ImageTarget, say: Say) -> Images:
         skipped |= unreadable
         names = [name for name in names if name not in unreadable]
     if not names:
-        raise DataError(f"{folder} has no images; {len(skipped)} files in it are none")
+        raise DataError(f"{folder} has no images and {len(skipped)} other files")
     height, width = target.image_size or guessed_size(headers[:, :2])
     channels = target.channels or (3 if _coloured(folder, names, headers[:, 2]) else 1)
     how = "as asked" if target.image_size and target.channels else "guessed from the files"
     say(
-        f"{len(names):,} image files in {folder}, brought to {height}×{width}×{channels} "
+        f"{len(names):,} image files in {folder}, resized to {height}×{width}×{channels} "
         f"({target.fit}; {how}); choose with --image-size, --channels, --fit"
     )
 
@@ -97,9 +97,9 @@ def read_folder(folder: Path, target: ImageTarget, say: Say) -> Images:
 
 
 def _names(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Paths below `folder` that may be pictures, sorted; and {path: why} for those that cannot be.
+    """The sorted paths below `folder` that may be images, and {path: why} for the other files.
 
-    Hidden files and folders are passed over in silence. Links to folders are followed, once each.
+    Hidden files and folders are ignored. Links to folders are followed, once each.
     """
     names, others, seen = [], {}, set()
     for home, folders, files in os.walk(folder, followlinks=True):
@@ -117,12 +117,12 @@ def _names(folder: Path) -> tuple[list[str], dict[str, str]]:
             if suffix in SERVED or suffix in REWRITTEN or not suffix:
                 names.append(prefix + file)
             else:
-                others[prefix + file] = f"{suffix} is no image format that can be read"
+                others[prefix + file] = f"{suffix} is not an image format that can be read"
     return sorted(names), others
 
 
 def _headers(folder: Path, names: list[str], say: Say) -> tuple[NDArray[np.int32], dict[str, str]]:
-    """(height, width, channels) of each readable file, int32 [m, 3], and {path: why} of the others."""
+    """(height, width, channels) of each readable file, int32 [m, 3], and {path: why} for the others."""
 
     def one(row: int) -> tuple[int, int, int] | str:
         try:
@@ -132,7 +132,7 @@ def _headers(folder: Path, names: list[str], say: Say) -> tuple[NDArray[np.int32
 
     sizes = np.zeros((len(names), 3), np.int32)
     unreadable = {}
-    for row, found in enumerate(_each(one, len(names), "looked at", say)):
+    for row, found in enumerate(_each(one, len(names), "inspected", say)):
         if isinstance(found, str):
             unreadable[names[row]] = found
         else:
@@ -141,7 +141,7 @@ def _headers(folder: Path, names: list[str], say: Say) -> tuple[NDArray[np.int32
 
 
 def _coloured(folder: Path, names: list[str], channels: NDArray[np.int32]) -> bool:
-    """Whether any image has colour: one whose header says so and whose pixels are not all grey."""
+    """Whether any image has a colour header and pixels that are not grey."""
     for row in np.flatnonzero(channels == 3):
         try:
             image = read_image(_content(folder / names[row]), height=32, width=32, channels=3, fit="stretch")
@@ -153,7 +153,7 @@ def _coloured(folder: Path, names: list[str], channels: NDArray[np.int32]) -> bo
 
 
 def _official_test(names: list[str]) -> frozenset[str]:
-    """The names below `test`, if the sub-folders are `train` and `test` (and `val`) and nothing else."""
+    """The names below `test`, if the only sub-folders are `train` and `test` (and `val`)."""
     tops = {name.partition("/")[0].lower() for name in names}
     if not (tops & TEST and tops & TRAIN and tops <= TEST | TRAIN):
         return frozenset()
@@ -163,13 +163,13 @@ def _official_test(names: list[str]) -> frozenset[str]:
 def _classes(
     names: list[str], level: int, say: Say
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    """Labels [n] and their names from the sub-folders at `level`; None where those are no classes."""
+    """Labels [n] and their names from the sub-folders at `level`; None if those are not classes."""
     found = [name.split("/")[level] if name.count("/") > level else "" for name in names]
     classes = sorted(set(found))
     if len(classes) < 2:
         return None, None
     if "" in classes:
-        say(f"no labels: {found.count('')} images lie beside the sub-folders, not in one")
+        say(f"no labels: {found.count('')} images are not in a sub-folder")
         return None, None
     say(f"{len(classes)} classes from the sub-folders: {', '.join(classes[:5])}{', …' * (len(classes) > 5)}")
     number = {name: index for index, name in enumerate(classes)}
@@ -177,7 +177,7 @@ def _classes(
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file that the runtime can read: TIFF and PNM are rewritten as PNG, without loss."""
+    """The bytes of a file that `vaeserve.bundle.images` reads; TIFF and PNM are rewritten as PNG."""
     content = path.read_bytes()
     if path.suffix.lower() not in REWRITTEN:
         return content
@@ -188,27 +188,27 @@ def _content(path: Path) -> bytes:
             opened if opened.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA") else opened.convert("RGB")
         )
         image.save(file, "PNG", compress_level=0)
-    except Exception as error:  # a broken file makes Pillow's parsers raise nearly anything
+    except Exception as error:  # Pillow's parsers raise many kinds of errors for a broken file
         raise ImageError(f"the image is broken or truncated ({error})") from error
     return file.getvalue()
 
 
 def _why(error: Exception) -> str:
-    """Without the advice that is meant for the callers of the service."""
+    """The message without its advice for callers of the service."""
     return str(error).partition("; send")[0]
 
 
 def _each(work: Callable[[int], Found], count: int, done: str, say: Say) -> Iterator[Found]:
-    """`work(row)` for every row, in order, on all CPUs; says now and then how far it is."""
+    """`work(row)` for every row, in order, on all CPUs; reports progress every 20 seconds."""
 
     def some(start: int) -> list[Found]:
         return [work(row) for row in range(start, min(start + TOGETHER, count))]
 
-    told, row = time.monotonic(), 0
+    reported, row = time.monotonic(), 0
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for results in pool.map(some, range(0, count, TOGETHER)):
             yield from results
             row += len(results)
-            if time.monotonic() - told > TELL_EVERY:
-                told = time.monotonic()
+            if time.monotonic() - reported > REPORT_EVERY:
+                reported = time.monotonic()
                 say(f"{done} {row:,} of {count:,}")

@@ -1,8 +1,7 @@
 """A data set: pixels in memory or in a mapped file, labels, and a split that never moves an image.
 
-Every source ends as one uint8 array [n, h, w, c]. The hash of an image's own bytes decides its split, so that
-adding images moves none of the others, and duplicates are always in the same split. Sets with an official
-test split keep it.
+Every source becomes one uint8 array [n, h, w, c]. The hash of an image's bytes determines its split, so new
+images do not move others, and duplicates are always in the same split. An official test split is kept.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ Indices: TypeAlias = NDArray[np.int64]  # [m], sorted
 Say: TypeAlias = Callable[[str], None]
 
 HELD_OUT = 0.1  # share of the images for validation, and again for test
-FEWEST = 100  # usable images: a tenth of fewer says nothing about a model
+FEWEST = 100  # usable images; a tenth of fewer is too small to evaluate a model
 PIECE = 1 << 24  # bytes read at once: the array may be a memory map larger than memory
 
 
@@ -31,12 +30,12 @@ class DataError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ImageTarget:
-    """The size and channels that images are brought to. None: guessed from the images themselves."""
+    """The size and channels that images are resized to. None: guessed from the images."""
 
     image_size: tuple[int, int] | None = None  # height, width
     channels: int | None = None  # 1 or 3
     fit: Fit = "contain"
-    memory_limit: int = 1000  # MB; a larger set is kept in a file that is mapped into memory
+    memory_limit: int = 1000  # MB; a larger set is kept in a memory-mapped file
 
     @classmethod
     def of(cls, config: TrainConfig) -> "ImageTarget":
@@ -85,7 +84,7 @@ class Images:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Some rows of an array, read when they are sliced, so that a mapped array is never whole in memory."""
+    """Some rows of an array, read on slicing, so a memory-mapped array is never in memory as a whole."""
 
     pixels: ByteImages
     rows: Indices

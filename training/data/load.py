@@ -5,15 +5,15 @@ from pathlib import Path
 from training.data.images import DataError, Images, ImageTarget, Say
 from training.data.sources import SETS, data_folder
 
-FEW = 500  # images, below which the user is warned
+FEW = 500  # images; a smaller set gets a warning
 AS_IT_IS = ImageTarget()
 
 
 def load(source: str, target: ImageTarget = AS_IT_IS, say: Say = lambda text: None) -> Images:
     """The images of `source`: the name of a set, a folder, or a .npz or .npy file.
 
-    `say` receives what was guessed and what was skipped. Raises DataError, and DownloadError if a set cannot
-    be downloaded.
+    `say` receives a line for each guess and for skipped files. Raises DataError, and DownloadError if a set
+    cannot be downloaded.
     """
     path = Path(source)
     # Imported here, because each kind of source needs its own libraries.

@@ -1,4 +1,4 @@
-"""The data sets that are known by name: scikit-learn's digits, and MNIST and Fashion-MNIST as IDX files."""
+"""The named data sets: scikit-learn's digits, and MNIST and Fashion-MNIST as IDX files."""
 
 import dataclasses
 import gzip
@@ -22,7 +22,7 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class IdxSet:
-    """Four gzipped IDX files: where they are, what their SHA-256 must be, and what they show."""
+    """Four gzipped IDX files: their mirrors, digests, labels and licence."""
 
     mirrors: tuple[str, ...]
     digests: tuple[str, str, str, str]
@@ -36,7 +36,7 @@ MNIST = IdxSet(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
-    # Of the unpacked bytes: gzip's own header differs between these mirrors.
+    # Of the unpacked bytes, because gzip's header differs between these mirrors.
     digests=(
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -52,8 +52,8 @@ FASHION_MNIST = IdxSet(
         "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
-    # Of the .gz files as they are published. No connection to their server was to be had where this was
-    # written: these are the values that many public projects pin beside the MD5s of the authors' README.
+    # Of the published .gz files. These are the values that public projects pin beside the MD5s of the
+    # authors' README; the download itself was not tried where this was written.
     digests=(
         "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
         "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -76,7 +76,7 @@ def load(name: str, folder: Path, target: ImageTarget, say: Say) -> Images:
 
 
 def digits(target: ImageTarget, say: Say) -> Images:
-    """scikit-learn's handwritten digits: 1 797 images of 8×8 in 17 levels, built in, no network."""
+    """scikit-learn's handwritten digits: 1,797 images of 8×8 with 17 grey levels; needs no network."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -87,13 +87,13 @@ def digits(target: ImageTarget, say: Say) -> Images:
         pixels,
         bunch.target.astype(np.int64),
         tuple(str(digit) for digit in range(10)),
-        levels=17 if pixels is original else 256,  # resampling makes values between the 17
+        levels=17 if pixels is original else 256,  # resampling creates values between the 17
         licence="CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI)",
     )
 
 
 def idx(name: str, files: IdxSet, folder: Path, target: ImageTarget, say: Say) -> Images:
-    """60 000 training and 10 000 test images of 28×28, from the four files in `folder`."""
+    """60,000 training and 10,000 test images of 28×28, from the four files in `folder`."""
     train, train_labels, test, test_labels = (
         _read(download.fetch(files.mirrors, f"{file}.gz", folder, digest, of=files.of))
         for file, digest in zip(FILES, files.digests, strict=True)
@@ -113,6 +113,6 @@ def _read(path: Path) -> NDArray[np.uint8]:
     content = gzip.decompress(path.read_bytes())
     zeros, kind, axes = struct.unpack(">HBB", content[:4])
     if (zeros, kind) != (0, 8):
-        raise DataError(f"{path} is no IDX file of bytes: delete it, and it is downloaded again")
+        raise DataError(f"{path} is not an IDX file of bytes: delete it to download it again")
     shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)

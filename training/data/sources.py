@@ -1,4 +1,4 @@
-"""What all kinds of sources need: the folder of data sets, and a size and a name for a user's own images."""
+"""The folder of data sets, and a size and a name for a user's own images."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_SIDE = 64  # of a guessed size: what trains on a CPU in an evening
+LARGEST_SIDE = 64  # of a guessed size; larger models do not train on a CPU in an evening
 SETS = ("digits", "mnist", "fashion-mnist")
 
 

@@ -1,4 +1,4 @@
-"""What a step is given: images and random numbers, reproducible from (seed, purpose, number) alone."""
+"""The images and random numbers of a step, determined by (seed, purpose, number)."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from training.model.likelihoods import LIKELIHOODS
 
 
 class Pixels:
-    """The images, uint8 until a batch is taken: whole on the GPU if they fit, else where the array lies."""
+    """The images of a run, uint8 until a batch is taken, and on the GPU if they fit."""
 
     def __init__(self, data: Images, device: torch.device) -> None:
         self.device = device
@@ -20,7 +20,7 @@ class Pixels:
         self._resident = _resident(data.pixels, device)
 
     def batch(self, rows: Indices) -> Tensor:
-        """Rows of the set as float32 [n, c, h, w] in [0, 1], in channels-last memory as they already lie."""
+        """Rows of the set as float32 [n, c, h, w] in [0, 1], in channels-last memory."""
         if self._resident is None:
             taken = _moved(torch.from_numpy(self._array[rows]), self.device)
         else:
@@ -29,8 +29,7 @@ class Pixels:
 
 
 def _resident(pixels: ByteImages, device: torch.device) -> Tensor | None:
-    """The whole set on the GPU, if it leaves half of the free memory to the network; in pieces, for it may
-    be a read-only memory map."""
+    """The whole set on the GPU, if that leaves half of the free memory to the network."""
     if device.type == "cpu":
         return None
     if device.type == "cuda" and pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
@@ -42,7 +41,7 @@ def _resident(pixels: ByteImages, device: torch.device) -> Tensor | None:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On `device`, without waiting for it: a copy from pinned memory runs beside the computation."""
+    """Copy to `device` without waiting: a copy from pinned memory overlaps with the computation."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -51,11 +50,11 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 def draw(
     config: TrainConfig, pixels: Pixels, rows: Indices, ranks: Ranks, purpose: str, number: int
 ) -> tuple[Tensor, Tensor]:
-    """This process's share of the batch `rows`: images [n, c, h, w], noise [n, d], or [n, k, d] where a
-    bound of k samples is trained.
+    """This process's share of the batch `rows`: images [n, c, h, w], noise [n, d], or [n, k, d] for a
+    bound of k samples.
 
-    Images are binarised for a Bernoulli. Random numbers are drawn for the whole batch, so a row's are the
-    same however many processes share it.
+    Images are binarised for a Bernoulli. Random numbers are drawn for the whole batch, so they do not
+    depend on the number of processes.
     """
     assert config.latent is not None  # resolved
     noise = generator(pixels.device, config.seed, purpose, number)
@@ -69,16 +68,16 @@ def draw(
 
 
 def order(seed: int, epoch: int, rows: Indices) -> Indices:
-    """The epoch's permutation of the rows; its last rows, too few for a batch, are left out by the caller."""
+    """The permutation of the rows in this epoch. The caller drops the last rows that do not fill a batch."""
     return np.random.Generator(np.random.PCG64(_mix(seed, "epoch", epoch))).permutation(rows)
 
 
 def generator(device: torch.device, seed: int, purpose: str, number: int) -> torch.Generator:
-    """Random numbers that depend on these alone, so they are the same after a resume."""
+    """A generator that depends on the arguments only, so it is the same after a resume."""
     return torch.Generator(device).manual_seed(_mix(seed, purpose, number))
 
 
 def _mix(seed: int, purpose: str, number: int) -> int:
-    """32 well-mixed bits: torch's CPU generator looks at no more, and takes neighbouring seeds badly."""
+    """32 well-mixed bits: torch's CPU generator uses no more, and similar seeds give similar numbers."""
     words = [seed, *purpose.encode(), number]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint32)[0])

@@ -1,8 +1,8 @@
 """A run's folder: checkpoints and metrics, written so that a crash at any moment leaves a good state.
 
 The folder holds `config.json`, `metrics.jsonl` and `checkpoints/step-00001200/{state.pt, state.json}`. A
-checkpoint is written into a temporary folder beside the others, synced to disk and renamed. The last two and
-the best stay; which is the best stands in every `state.json`, so there is no pointer that could go stale.
+checkpoint is written into a temporary folder next to the others, synced to disk and renamed. The last two and
+the best are kept. Every `state.json` names the best, so no pointer can go stale.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.model.networks import VAE, build
+from vaeserve.bundle.atomic import move_into_place, write_atomically
 
 KEEP: Final = 2
 
@@ -27,7 +28,7 @@ class CheckpointError(Exception):
 
 
 def save(run: Path, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of `state["step"]`, then remove those neither recent nor best.
+    """Write the checkpoint of `state["step"]`, then remove those that are neither recent nor best.
 
     `state["best"]` is None or says in `step` which checkpoint to keep. Raises CheckpointError, for
     instance on a full disk, and leaves the older checkpoints as they were.
@@ -36,17 +37,12 @@ def save(run: Path, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> Pat
     path = folder / _name(state["step"])
     draft = folder / f".{path.name}.tmp"
     try:
-        with _told(path):
+        with _reporting(path):
             draft.mkdir(parents=True)
             with (draft / "state.pt").open("wb") as file:
                 torch.save(dict(tensors), file)
-                _sync(file.fileno())
-            with (draft / "state.json").open("w") as text:
-                text.write(json.dumps(state, indent=2) + "\n")
-                text.flush()
-                _sync(text.fileno())
-            os.replace(draft, path)
-            _sync_folder(folder)
+            (draft / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+            move_into_place(draft, path)
     except CheckpointError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -78,7 +74,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint} is no checkpoint: {error}. Remove it to go on from the one before."
+            f"{checkpoint} is not a checkpoint: {error}. Remove it to resume from the one before."
         ) from error
     return state
 
@@ -91,7 +87,7 @@ def read_tensors(checkpoint: Path, device: torch.device | None = None) -> dict[s
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint}/state.pt cannot be read: {error}. Remove that folder to go on from the one before."
+            f"{checkpoint}/state.pt cannot be read: {error}. Remove it to resume from the one before."
         ) from error
     return tensors
 
@@ -111,10 +107,10 @@ def load(checkpoint: Path) -> tuple[VAE, dict[str, Any]]:
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """One JSON line per evaluation. Raises CheckpointError."""
     path = run / "metrics.jsonl"
-    with _told(path), path.open("a") as file:
+    with _reporting(path), path.open("a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
-        _sync(file.fileno())
+        os.fsync(file.fileno())
 
 
 def trim_metrics(run: Path, step: int) -> list[dict[str, Any]]:
@@ -133,23 +129,19 @@ def trim_metrics(run: Path, step: int) -> list[dict[str, Any]]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a small file in one go. Raises CheckpointError."""
-    draft = path.with_name(f".{path.name}.tmp")
-    with _told(path), draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        _sync(file.fileno())
-    os.replace(draft, path)
+    """Replace a small file in one step. Raises CheckpointError."""
+    with _reporting(path):
+        write_atomically(path, text)
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A full disk and the like, in a sentence that says how to go on."""
+def _reporting(path: Path) -> Iterator[None]:
+    """Turn a failed write, as on a full disk, into a CheckpointError that says what to do."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         raise CheckpointError(
-            f"cannot write {path}: {error}. Make room and go on with --resume: older checkpoints are whole."
+            f"cannot write {path}: {error}. Free some space, then use --resume; older checkpoints are safe."
         ) from error
 
 
@@ -164,17 +156,3 @@ def _remove_old(folder: Path, state: Mapping[str, Any]) -> None:
     for path in folder.glob("step-*"):
         if path.name not in keep:
             shutil.rmtree(path)
-
-
-def _sync(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The rename itself reaches the disk with its folder (not on Windows, where folders cannot be opened)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

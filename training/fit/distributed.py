@@ -1,11 +1,11 @@
-"""Several processes as one trainer: who this one is, and the little they do together. Needs torch alone.
+"""Training with several processes: the rank of this one, and the operations that they share.
 
     torchrun --nproc-per-node 2 -m -- training fit --run runs/mine …
 
-(Without the two dashes torchrun takes our --run for a short form of its own --run-path.)
-Each process takes every N-th row of the batch that one process alone would take, DDP averages the gradients,
-and figures are added as sums and counts: so N processes compute what one would. Outside torchrun there is no
-process group, and everything here is a no-op.
+(Without the two dashes torchrun takes our --run for its own --run-path.)
+Each process takes every N-th row of the batch of a single process, DDP averages the gradients, and metrics
+are added as sums and counts, so N processes compute the same as one. Outside torchrun there is no process
+group, and everything here is a no-op.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from training.config import ConfigError
 from training.data.images import Indices
 
-# Reading a million images takes the first process an hour, while the others wait. A process that died is
-# noticed by torchrun at once, whatever stands here.
+# The first process may read a million images for an hour while the others wait. torchrun notices a process
+# that died at once, independent of this timeout.
 PATIENCE = timedelta(hours=3)
 
 Rows = TypeVar("Rows", Tensor, Indices)
@@ -34,13 +34,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that train together; on its own by default."""
+    """This process among all processes of a run; one process by default."""
 
     rank: int = 0
     size: int = 1
     local: int = 0  # its number on this machine
-    launched: bool = False  # by torchrun, which also starts it again after a crash
-    restarts: int = 0  # how often it did
+    launched: bool = False  # by torchrun, which also restarts it after a crash
+    restarts: int = 0  # by torchrun so far
 
     @property
     def first(self) -> bool:
@@ -59,11 +59,11 @@ class Ranks:
         return tensor
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says so: if one stopped alone, the others would wait for it."""
+        """Whether the flag is set in any process: if one stopped alone, the others would wait for it."""
         return bool(self.sum(torch.tensor(float(flag), device=device))) if self.size > 1 else flag
 
     def share(self, compute: Callable[[], Value]) -> Value:
-        """What `compute` gives in the first process: only its machine needs to have the run's files."""
+        """The result of `compute` in the first process, so only its machine needs the files of the run."""
         if self.size == 1:
             return compute()
         values: list[Any] = [compute() if self.first else None]
@@ -73,9 +73,9 @@ class Ranks:
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The first process of each machine, then the others: the first fills the caches of downloads."""
+        """Run the first process of each machine before the others: it fills the download cache."""
         if self.local > 0:
-            self.sum(torch.zeros(()))  # waits until all are here
+            self.sum(torch.zeros(()))  # waits for all processes
         yield
         if self.local == 0:
             self.sum(torch.zeros(()))
@@ -93,7 +93,7 @@ class Ranks:
         return torch.device(name)
 
     def parallel(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network as the loop calls it: its gradients are then the averages over all processes."""
+        """The network wrapped so that its gradients are averages over all processes."""
         if self.size == 1:
             return network
         return DistributedDataParallel(
@@ -102,7 +102,7 @@ class Ranks:
 
 
 def join() -> Ranks:
-    """Meet the other processes that torchrun started, if it started this one; `leave` is the end of that."""
+    """Join the process group if torchrun started this process. Call `leave` at the end."""
     if not distributed.is_torchelastic_launched():
         return Ranks()
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -122,10 +122,10 @@ def join() -> Ranks:
 
 
 def _store(ranks: Ranks) -> PrefixStore:
-    """Where the processes of one machine find each other, new after each restart.
+    """The store through which the processes of one machine find each other, new after each restart.
 
-    torchrun 2.13 keeps one store over restarts, in which some read the addresses of processes that died, and
-    then wait for them for ever. Restarts are counted per machine, so on several this cannot be done; there
+    torchrun 2.13 keeps one store over restarts. Processes then read addresses of dead processes from it and
+    wait for them for ever. Restarts are counted per machine, so this does not work for several; there
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun open a new store each time.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -136,10 +136,10 @@ def _store(ranks: Ranks) -> PrefixStore:
 
 
 def leave(ranks: Ranks) -> None:
-    """Only after success: after an error it would wait for processes that wait for this one.
+    """Leave the process group. Not after an error: processes would wait for each other.
 
-    The last parallel network is in cycles of references and keeps the group, whose threads would then live on
-    until the interpreter ends, and now and then abort the process there.
+    Reference cycles keep the parallel network and with it the group alive. Its threads would then run until
+    the interpreter exits and sometimes abort the process, hence the collection.
     """
     if ranks.size > 1:
         gc.collect()

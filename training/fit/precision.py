@@ -1,8 +1,8 @@
-"""In which precision the network trains: bfloat16 where the processor itself multiplies in it.
+"""Chooses the precision of training: bfloat16 if the processor has instructions for it.
 
 The reference network trains 1.9 times as fast in bfloat16 on a CPU with AMX, 1.6 times with AVX512-BF16, and
 half as fast with neither.
-Weights, losses, optimiser, the prior's flow, validation and all that is exported stay float32.
+Weights, losses, optimiser, the prior's flow, validation and exports stay float32.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from training.config import Precision
 from training.model.networks import Output
 
 
-def chosen(asked: Precision, device: torch.device) -> Precision:
+def resolve_precision(asked: Precision, device: torch.device) -> Precision:
     """`auto` is bfloat16 on a CPU that has it, else float32 (which on a GPU means TF32 in convolutions)."""
     if asked != "auto":
         return asked

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, plain lines elsewhere. Decides nothing."""
+"""Shows the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """What the loop tells: each step, and each evaluation's line of metrics.jsonl."""
+    """Receives each step, and the line of metrics.jsonl of each evaluation."""
 
     def step(
         self, step: int, epoch: int, distortion: float, rate: float, images_per_second: float
@@ -73,7 +73,7 @@ class Bar:
 
 @contextmanager
 def shown(epochs: int, steps: int) -> Iterator[Progress]:
-    """A bar where stderr is a terminal and rich is installed, else lines on stderr."""
+    """A bar if stderr is a terminal and rich is installed, else lines on stderr."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

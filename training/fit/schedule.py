@@ -1,4 +1,4 @@
-"""How large a step is and when there are no more: learning rate, weight of the rate, outsized gradients."""
+"""The schedule of a run: learning rate, weight of the rate, bounds on gradients, evaluations and the end."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from typing import Any
 
 from training.config import TrainConfig
 
-EVALUATE_EVERY = 200  # steps at least: tiny sets would otherwise spend their time on validation and syncing
-NORMS = 100  # gradient norms that the running median looks back on
+EVALUATE_EVERY = 200  # steps at least, or tiny sets would spend their time on validation and checkpoints
+NORMS = 100  # gradient norms in the running median
 FEWEST_NORMS = 20  # before it is trusted
 
 
@@ -22,7 +22,7 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
 
 
 def kl_weight(config: TrainConfig, step: int, total: int) -> float:
-    """From 0 to 1, linear over the KL warm-up: else latents are given up before the decoder can use them."""
+    """From 0 to 1, linear over the KL warm-up; without it, latents collapse before the decoder uses them."""
     return min(1.0, step / max(config.kl_warmup * total, 1))
 
 
@@ -32,19 +32,19 @@ def clip_bound(config: TrainConfig, norms: list[float]) -> float:
 
 
 def is_spike(config: TrainConfig, norm: float, norms: list[float]) -> bool:
-    """Whether a gradient is so far above the running median that its step would do harm."""
+    """Whether a gradient is so far above the running median that the step would do harm."""
     return len(norms) >= FEWEST_NORMS and norm > config.skip_factor * statistics.median(norms)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run in steps. Stopping early leaves the learning rate's course as it is: that of `total` steps."""
+    """A run in steps. The learning rate follows `total` steps, also if the run stops early."""
 
     per_epoch: int
     total: int
     evaluate_every: int  # whole epochs
-    warm: int  # the last step of the KL warm-up: validation before it selects nothing
-    patience: int  # steps without a better validation; 0: no end before `total`
+    warm: int  # the last step of the KL warm-up; earlier validations select nothing
+    patience: int  # steps without a better validation after which the run ends; 0: only at `total`
 
     def evaluates(self, step: int) -> bool:
         return step == self.total or step % self.evaluate_every == 0
@@ -53,7 +53,7 @@ class Plan:
         return step >= self.total or self.stale(step, best)
 
     def stale(self, step: int, best: Mapping[str, Any] | None) -> bool:
-        """Whether validation has not improved for the whole patience, which only an evaluation can end."""
+        """Whether validation has not improved for `patience` steps."""
         return self.patience > 0 and best is not None and step - best["step"] >= self.patience
 
 

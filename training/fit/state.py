@@ -1,4 +1,4 @@
-"""What a run is at one step: all that a checkpoint holds, and how a step changes it."""
+"""The state of a run at one step: everything in a checkpoint, and how a step changes it."""
 
 import copy
 import dataclasses
@@ -16,17 +16,17 @@ SUMS = ("distortion", "rate", "squares", "images", "skipped")
 
 @dataclasses.dataclass
 class State:
-    """Network, averaged network and optimiser after `step` steps, and what has been seen on the way."""
+    """Network, averaged network and optimiser after `step` steps, and running statistics."""
 
     network: VAE
-    average: VAE  # the EMA of the weights and of σ²: what is evaluated and exported
+    average: VAE  # the EMA of the weights and of σ², which is evaluated and exported
     optimizer: torch.optim.AdamW
     step: int = 0
     norms: list[float] = dataclasses.field(default_factory=list)  # of the last gradients
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     validation: dict[str, float] | None = None
     best: dict[str, Any] | None = None  # {"step", "elbo" (or bound)} of the best since the KL warm-up
-    bad: int = 0  # non-finite steps in a row. Not in the checkpoint: none is written while there are any
+    bad: int = 0  # non-finite steps in a row; not in the checkpoint, because none is written then
 
     def tensors(self) -> dict[str, Any]:
         """The half of a checkpoint that is tensors, all from the same step."""
@@ -42,7 +42,7 @@ class State:
         return {name: getattr(self, name) for name in names}
 
     def restore(self, record: dict[str, Any], tensors: dict[str, Any]) -> None:
-        """Go back to what `record` and `tensors` said."""
+        """Restore the state that `record` and `tensors` describe."""
         for name in self.record():
             setattr(self, name, record[name])
         self.network.load_state_dict(tensors["network"])
@@ -50,11 +50,11 @@ class State:
         self.optimizer.load_state_dict(tensors["optimizer"])
 
     def finite(self) -> bool:
-        """Whether the weights are numbers: else there is nothing worth saving."""
+        """Whether all weights are finite."""
         return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
 
-    def follow(self, variance: Tensor, decay: float) -> None:
-        """The optimiser's step and the average's, whose decay grows: the first weights are soon forgotten."""
+    def apply_gradient(self, variance: Tensor, decay: float) -> None:
+        """Step the optimiser and the average, whose decay grows so that the first weights fade quickly."""
         self.optimizer.step()
         average_into(self.average, self.network, variance, min(decay, (1 + self.step) / (10 + self.step)))
 
@@ -64,19 +64,19 @@ class State:
             self.sums[name] += amount
 
     def mean(self, name: str) -> float:
-        """Per image, of the steps taken since the last evaluation."""
+        """The mean per image since the last evaluation, without skipped steps."""
         return self.sums[name] / max(self.sums["images"], 1)
 
-    def remember(self, norm: float, *, finite: bool) -> None:
-        """One step is over."""
-        # A finite spike counts for the median too: where large gradients have come to stay, it follows.
+    def end_step(self, norm: float, *, finite: bool) -> None:
+        """Record the gradient norm of a step and count the step."""
+        # A finite spike counts for the median too, so it adapts if large gradients persist.
         self.norms = [*self.norms, norm][-NORMS:] if finite else self.norms
         self.bad = 0 if finite else self.bad + 1
         self.step += 1
 
 
 def start(network: VAE, config: TrainConfig, device: torch.device) -> State:
-    """Before the first step, on `device`."""
+    """The state before the first step, on `device`."""
     network.to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5× as fast on CPU at 28×28
     average = copy.deepcopy(network).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""One step of the loop: the loss of a batch, its gradient, and whether it is followed."""
+"""One training step: the loss of a batch, its gradient, and whether the gradient is applied."""
 
 import math
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from training.model.networks import Output
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step came to, over all processes."""
+    """The result of a step over all processes."""
 
     loss: float
     norm: float  # of the gradient, before it is clipped
-    taken: bool  # False: skipped, the weights are as they were
+    taken: bool  # False: skipped, the weights are unchanged
     lr: float
     beta: float
 
@@ -66,9 +66,9 @@ def train_step(
     taken = finite and not is_spike(config, norm, now.norms)
     if taken:
         variance = objective.optimal_variance(figures[-1], config.batch * math.prod(images.shape[1:]))
-        now.follow(variance, config.ema)
+        now.apply_gradient(variance, config.ema)
         now.count(distortion=distortion, rate=rate, squares=squared, images=config.batch)
     else:
         now.count(skipped=1)
-    now.remember(norm, finite=finite)
+    now.end_step(norm, finite=finite)
     return Outcome(value, norm, taken, lr, beta)

@@ -1,4 +1,4 @@
-"""When a run is asked to pause: by a signal, or because its time is up. It is saved and can go on."""
+"""Asks a run to save and stop: after a signal, or when its time is over. `--resume` continues it."""
 
 import contextlib
 import signal
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def asked(seconds: float | None = None) -> Iterator[Callable[[], bool]]:
+def stop_requests(seconds: float | None = None) -> Iterator[Callable[[], bool]]:
     """A function that says whether to stop: after SIGINT or SIGTERM, or `seconds` from now.
 
-    A second signal acts as if nobody listened.
+    A second signal has its usual effect.
     """
     stop = threading.Event()
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -19,7 +19,7 @@ def asked(seconds: float | None = None) -> Iterator[Callable[[], bool]]:
     def due() -> bool:
         return stop.is_set() or (deadline is not None and time.monotonic() >= deadline)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals there only
         yield due
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""The figures of a run for TensorBoard, beside its metrics.jsonl: `tensorboard --logdir runs`."""
+"""Writes the metrics of a run for TensorBoard too: `tensorboard --logdir runs`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("--tensorboard needs it: pip install -e '.[tensorboard]'") from error
-        # Hides what a crashed run wrote about steps that are now done again.
+            raise ConfigError("--tensorboard needs TensorBoard: pip install -e '.[tensorboard]'") from error
+        # Hides what a crashed run wrote about steps that are now repeated.
         self.writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class TensorBoard:
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """{"train": {"rate": 1}} → [("train/rate", 1)]; what is no number is left out."""
+    """{"train": {"rate": 1}} → [("train/rate", 1)], without values that are not numbers."""
     found: list[tuple[str, float]] = []
     for key, value in line.items():
         if isinstance(value, Mapping):

@@ -1,14 +1,14 @@
-"""The training loop: data in, checkpoints out, the same bits however often it was interrupted.
+"""The training loop: writes checkpoints, and gives the same bits however often it is interrupted.
 
 - All randomness comes from (seed, purpose, number): a fresh generator for each step's noise and each epoch's
-  order. So a checkpoint needs no generator state, and a killed run goes on bit-identically (on the CPU).
-- The averaged (EMA) weights are what is evaluated, selected and exported.
+  order. So a checkpoint needs no generator state, and a resumed run is bit-identical (on the CPU).
+- The averaged (EMA) weights are evaluated, selected and exported.
 - Validation is at β = 1, always with the same noise, and counts for `best` only after the KL warm-up.
 - A step whose loss is not finite or whose gradient is far above the usual is skipped and counted.
-- Under torchrun each process takes its share of every batch. The first one writes; the others wait for it in
-  the next step, or at the end.
+- Under torchrun each process computes its share of every batch. Only the first one writes; the others wait
+  for it in the next step, or at the end.
 
-Needs torch and numpy only, so that it also runs on a rented machine.
+Of the packages for machine learning it needs torch and numpy only.
 """
 
 import contextlib
@@ -29,38 +29,38 @@ from training.fit import checkpoint, schedule, state, step, stopping
 from training.fit.batches import Pixels, draw, order
 from training.fit.compiling import compiled
 from training.fit.distributed import Ranks
-from training.fit.precision import autocast, cast, chosen
+from training.fit.precision import autocast, cast, resolve_precision
 from training.fit.progress import Progress, Silent, shown
 from training.fit.schedule import Plan
 from training.fit.state import State
 from training.fit.tracking import TensorBoard
-from training.fit.validation import evaluate, judged
+from training.fit.validation import evaluate, selection_score
 from training.model import networks
 from training.model.networks import VAE, Output
 
-FEW_PIXELS = 2**15  # in a batch: below that a second thread costs more in waiting than it brings
-MOST_BAD_STEPS = 20  # non-finite in a row: from there no run has come back
+FEW_PIXELS = 2**15  # in a batch: below that a second thread costs more than it saves
+MOST_BAD_STEPS = 20  # non-finite in a row: no run has recovered after so many
 ALONE = Ranks()
 
 
 class TrainingError(Exception):
-    """The run cannot start or go on; the message says why and what to do."""
+    """The run cannot start or continue; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to. `checkpoint` is the best one, or the newest where none counts as best yet."""
+    """The end of a run. `checkpoint` is the best one, or the newest before one counts as best."""
 
     run: Path
     checkpoint: Path
     config: TrainConfig
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
-    finished: bool  # False: stopped by a signal or by the clock, to go on with resume
+    finished: bool  # False: stopped by a signal or after `stop_after`; `resume` continues
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What does not change while a run goes on."""
+    """What stays the same during a run."""
 
     config: TrainConfig
     plan: Plan
@@ -84,18 +84,18 @@ def fit(
     ranks: Ranks = ALONE,
     build: Callable[[TrainConfig], VAE] = networks.build,
 ) -> Result:
-    """Train on `data.split.train` and leave checkpoints and metrics.jsonl in `run`.
+    """Train on `data.split.train`; write checkpoints and metrics.jsonl to `run`.
 
-    `resume` goes on from the newest checkpoint in `run`, with the config that lies there. SIGINT, SIGTERM and
-    the end of `stop_after` seconds finish the step, save and return with `finished=False`. Raises
-    TrainingError, ConfigError and CheckpointError; the last good checkpoint always stays.
+    `resume` continues from the newest checkpoint in `run`, with the config in that folder. SIGINT, SIGTERM
+    and the end of `stop_after` seconds finish the step, save and return with `finished=False`. Raises
+    TrainingError, ConfigError and CheckpointError; the last good checkpoint is always kept.
     """
     config = ranks.share(lambda: _start(config, data, run, resume, ranks))
     if config.batch < ranks.size:
         raise ConfigError(f"--batch {config.batch} is less than one image for each of {ranks.size} processes")
     plan = schedule.plan(config, len(data.split.train))
     with _threads(config), contextlib.ExitStack() as stack:
-        asked = stack.enter_context(stopping.asked(stop_after))
+        stop = stack.enter_context(stopping.stop_requests(stop_after))
         if not ranks.first:
             progress = Silent()
         elif progress is None:
@@ -104,15 +104,15 @@ def fit(
         now = state.start(build(config), config, device)
         if saved := ranks.share(lambda: _newest(run)):
             now.restore(*saved)
-            progress.note(f"going on from step {now.step} of {plan.total}")
+            progress.note(f"resuming from step {now.step} of {plan.total}")
         board = None
         if tensorboard and ranks.first:
             board = stack.enter_context(contextlib.closing(TensorBoard(run, now.step)))
         job = _Job(config, plan, data, run, ranks, Pixels(data, device), progress, board)
-        return _train(job, now, asked)
+        return _train(job, now, stop)
 
 
-def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
+def _train(job: _Job, now: State, stop: Callable[[], bool]) -> Result:
     config, plan, ranks, train = job.config, job.plan, job.ranks, job.data.split.train
     forward = _forward(job, now.network)
     history = checkpoint.trim_metrics(job.run, now.step) if ranks.first else []
@@ -120,7 +120,7 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
     saved_step, saved_at = now.step, time.monotonic()
     clock_step, clock = now.step, time.monotonic()
 
-    while not plan.over(now.step, now.best) and not ranks.any(asked(), job.pixels.device):
+    while not plan.over(now.step, now.best) and not ranks.any(stop(), job.pixels.device):
         epoch, place = divmod(now.step, plan.per_epoch)
         if shuffled[0] != epoch:
             shuffled = (epoch, order(config.seed, epoch, train))
@@ -128,7 +128,7 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
         try:
             images, eps = draw(config, job.pixels, rows, ranks, "step", now.step)
         except OSError as error:
-            raise TrainingError(f"the images cannot be read any more ({error}); {_kept(job)}") from error
+            raise TrainingError(f"the images can no longer be read ({error}); {_kept(job)}") from error
         done = step.train_step(config, plan, now, forward, images, eps, ranks)
         if not done.taken:
             job.progress.note(
@@ -142,7 +142,7 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
         speed = config.batch * (now.step - clock_step) / max(time.monotonic() - clock, 1e-9)
         job.progress.step(now.step, epoch + 1, now.mean("distortion"), now.mean("rate"), speed)
 
-        # While steps are not finite nothing is saved or selected: the last checkpoint stays the good one.
+        # While steps are not finite nothing is saved or selected, so the last checkpoint stays good.
         if plan.evaluates(now.step) and not now.bad:
             line = _evaluate(job, now, done, speed)
             history.append(line)
@@ -158,7 +158,7 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
     over = plan.over(now.step, now.best)
     if not over:
         job.progress.note(
-            f"stopped at step {now.step} of {plan.total}, saved; go on with --run {job.run} --resume"
+            f"stopped at step {now.step} of {plan.total} and saved; continue with --run {job.run} --resume"
         )
     elif now.step < plan.total and now.best:
         job.progress.note(f"stopped early: validation has not improved since step {now.best['step']}")
@@ -169,9 +169,9 @@ def _train(job: _Job, now: State, asked: Callable[[], bool]) -> Result:
 
 
 def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[str, Any]:
-    """Validate the averaged weights, note the best, and begin new sums: the line of metrics.jsonl."""
+    """Validate the averaged weights, note the best and reset the sums. Returns the line of metrics.jsonl."""
     now.validation = evaluate(now.average, job.pixels, job.data.split.validation, job.config, job.ranks)
-    elbo = judged(now.validation)
+    elbo = selection_score(now.validation)
     if not math.isfinite(elbo):
         raise TrainingError(
             f"the validation ELBO is {elbo} at step {now.step}; {_kept(job)}; "
@@ -206,7 +206,7 @@ def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[s
 
 
 def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], Output]:
-    """The network as the loop calls it: compiled, parallel under torchrun, in the config's precision."""
+    """The network compiled, parallel under torchrun, and in the config's precision."""
     config, device = job.config, job.pixels.device
     module: torch.nn.Module = network
     if config.compile:
@@ -243,13 +243,13 @@ def _newest(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ranks) -> TrainConfig:
-    """The config to train with: resolved and written down, or the one that lies in the run to resume."""
+    """The config to train with: resolved and written to `run`, or the one that a resumed run has there."""
     path = run / "config.json"
     newest = checkpoint.latest(run)
     if resume and path.exists():
         config = TrainConfig.from_json(path.read_text())
     elif newest:
-        raise TrainingError(f"{run} already holds a run: go on with --resume, or choose another --run")
+        raise TrainingError(f"{run} already holds a run: continue it with --resume, or choose another --run")
     if newest and checkpoint.read_state(newest)["data"]["digest"] != data.digest:
         raise TrainingError(f"the images are not those that {run} was trained on: start a new --run")
     config = resolve(
@@ -260,7 +260,7 @@ def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ra
         binary=data.binary,
         levels=data.levels,
     )
-    config = config.replace(precision=chosen(config.precision, ranks.device(config.device)))
+    config = config.replace(precision=resolve_precision(config.precision, ranks.device(config.device)))
     run.mkdir(parents=True, exist_ok=True)
     checkpoint.clean(run)
     checkpoint.write(path, config.to_json())
@@ -269,7 +269,7 @@ def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ra
 
 @contextlib.contextmanager
 def _threads(config: TrainConfig) -> Iterator[None]:
-    """One thread for small batches of small images: on a busy machine two took 29× the time, waiting."""
+    """Use one thread for small batches of small images: on a busy machine two took 29× the time."""
     before = torch.get_num_threads()
     if config.batch * math.prod(config.image_size or ()) < FEW_PIXELS:
         torch.set_num_threads(1)

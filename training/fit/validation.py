@@ -1,4 +1,4 @@
-"""How good the averaged weights are on the validation images, at β = 1: this is what selects a checkpoint."""
+"""Evaluates the averaged weights on the validation images at β = 1, which selects the checkpoint."""
 
 from collections.abc import Mapping
 
@@ -19,10 +19,10 @@ ALONE = Ranks()
 def evaluate(
     network: VAE, pixels: Pixels, rows: Indices, config: TrainConfig, ranks: Ranks = ALONE
 ) -> dict[str, float]:
-    """Means over images: ELBO (β = 1), distortion and rate in nats, under the prior that is trained with; MSE
-    of reconstructions from the mean; and `iwae`, the bound, where a bound of several samples is trained.
+    """Means over images: ELBO (β = 1), distortion and rate in nats, under the prior of the config; MSE of
+    reconstructions from the mean; and `iwae` if the config trains that bound.
 
-    With the same noise every time, so that two evaluations differ by their weights alone.
+    The noise is the same every time, so two evaluations differ only by their weights.
     """
     sums: list[Tensor] = []  # of each batch: the last one is smaller
     for start in range(0, len(rows), config.batch):
@@ -42,6 +42,6 @@ def evaluate(
     return figures | ({"iwae": iwae} if config.iwae > 1 else {})
 
 
-def judged(figures: Mapping[str, float]) -> float:
-    """What selects a checkpoint: the bound that is trained, which is the ELBO for a single sample."""
+def selection_score(figures: Mapping[str, float]) -> float:
+    """The number that selects a checkpoint: the trained bound, which is the ELBO for one sample."""
     return figures.get("iwae", figures["elbo"])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.images import ByteImages, Images, Indices, Subset, pieces
-from training.fit.validation import judged
+from training.fit.validation import selection_score
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.images import contact_sheet, encode_image
 from vaeserve.bundle.prior import Prior
@@ -212,7 +212,7 @@ def curves(history: Sequence[dict[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     epochs = [line["epoch"] for line in history]
-    best = epochs[int(np.argmax([judged(line["validation"]) for line in history]))]
+    best = epochs[int(np.argmax([selection_score(line["validation"]) for line in history]))]
     figure = Figure(figsize=(9, 5), layout="constrained")
     for axes, (term, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         for part in ("train", "validation"):

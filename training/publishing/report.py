@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs no network, of a run that is over or still going on.
+"""The report of a run: one HTML page that needs no network, of a finished or running run.
 
 What was drawn and measured when the run was published is kept in `<run>/report/`, so that the page can be
 written again without the data. For a run that is not published, the pictures are drawn from its best
@@ -86,10 +86,10 @@ def about(data: Images) -> dict[str, str]:
 
 
 def write(run: Path, say: Say = lambda text: None) -> Path:
-    """Write `<run>/report.html` and return its path. Raises ConfigError where there is no run."""
+    """Write `<run>/report.html` and return its path. Raises ConfigError if there is no run."""
     path = run / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{path} is not there, so {run} is no run: give the folder that --run named")
+        raise ConfigError(f"{path} does not exist, so {run} is not a run: give the folder that --run named")
     config = TrainConfig.from_json(path.read_text())
     history = _history(run)
     chosen = checkpoints.best(run) or checkpoints.latest(run)

@@ -38,14 +38,14 @@ def test_what_an_http_library_writes_is_read():
     ("body", "content_type", "said"),
     [
         (form((b"images", b"x")), "multipart/form-data", "names no boundary"),
-        (form((b"images", b"x")), "multipart/form-data; boundary=" + "B" * 300, "no multipart/form-data"),
+        (form((b"images", b"x")), "multipart/form-data; boundary=" + "B" * 300, "not multipart/form-data"),
         (b"", TYPE, "ends before its closing boundary"),
         (form((b"images", b"x"), end=b""), TYPE, "ends before its closing boundary"),
         (form((b"images", b"x"))[:30], TYPE, "ends before its closing boundary"),
-        (b"hello", TYPE, "no multipart/form-data"),
+        (b"hello", TYPE, "not multipart/form-data"),
         (b"--B\r\nContent-Type: image/png\r\n\r\nx\r\n--B--", TYPE, "no Content-Disposition with a name"),
-        (b"--B\r\n" + b"X: y\r\n" * 100 + b"\r\nx\r\n--B--", TYPE, "no multipart/form-data"),
-        (b"--B\r\nX: " + b"y" * 100_000 + b"\r\n\r\nx\r\n--B--", TYPE, "no multipart/form-data"),
+        (b"--B\r\n" + b"X: y\r\n" * 100 + b"\r\nx\r\n--B--", TYPE, "not multipart/form-data"),
+        (b"--B\r\nX: " + b"y" * 100_000 + b"\r\n\r\nx\r\n--B--", TYPE, "not multipart/form-data"),
     ],
 )
 def test_what_is_no_form_is_told(body, content_type, said):

@@ -115,7 +115,7 @@ def test_routes_that_cannot_be_told_apart_are_refused():
     async def endpoint(request: Request) -> Response:
         return Response()
 
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match="cannot be distinguished"):
         FastPath(None, routes=[Route("GET", path, endpoint) for path in ("/a/{name}/b", "/{name}/c/b")])
 
 

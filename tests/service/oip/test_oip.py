@@ -321,8 +321,8 @@ BOMB = gzip.compress(bytes(8 << 20), 9)
         ("POST", "/v2/models/tiny.paint/infer", {}, 404, "tiny.decode, tiny.encode"),
         ("GET", "/v2/models/tiny.encode/versions/7", {}, 409, "tiny@7 is not loaded; there is tiny@2"),
         ("GET", "/v2/models/tiny.encode/versions/x", {}, 404, "does not name a model"),
-        ("POST", "/v2/repository/index", {"content": b"{"}, 422, "no JSON"),
-        ("POST", "/v2/models/tiny.encode/infer", {"content": b""}, 422, "no JSON"),
+        ("POST", "/v2/repository/index", {"content": b"{"}, 422, "not JSON"),
+        ("POST", "/v2/models/tiny.encode/infer", {"content": b""}, 422, "not JSON"),
         ("POST", "/v2/models/tiny.encode/infer", {"content": bytes(3 << 20)}, 413, "2,097,152 bytes allowed"),
         (
             "POST",

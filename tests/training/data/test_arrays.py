@@ -82,7 +82,7 @@ def test_images_are_resized_when_asked_and_capped_when_not(tmp_path):
     large = RANDOM.integers(0, 256, (100, 96, 128), dtype=np.uint8)
     said = []
     assert load(saved(tmp_path, images=large), say=said.append).shape == (48, 64, 1)
-    assert "brought from 96×128×1 to 48×64×1" in said[0]
+    assert "resized from 96×128×1 to 48×64×1" in said[0]
 
 
 def test_a_set_larger_than_memory_is_read_in_pieces(tmp_path, monkeypatch):
@@ -120,7 +120,11 @@ def test_pickles_and_other_files_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}, {}], object), allow_pickle=True)
     (tmp_path / "b.npz").write_bytes(b"PK\3\4 no")
     (tmp_path / "c.txt").write_text("no images")
-    for name, message in (("a.npy", "images must be"), ("b.npz", "no .npz file"), ("c.txt", "neither")):
+    for name, message in (
+        ("a.npy", "images must be"),
+        ("b.npz", "cannot be read as a .npz file"),
+        ("c.txt", "neither"),
+    ):
         with pytest.raises(DataError, match=message):
             load(str(tmp_path / name))
 

@@ -66,11 +66,11 @@ def test_a_mixed_folder_becomes_one_array_with_labels(photos):
         "squares/header.jpg",
         "squares/nothing.png",
     ]
-    told = "\n".join(said)
-    assert "brought to" in told
-    assert "--image-size, --channels, --fit" in told
-    assert "4 files skipped: circles/cut.jpg, notes.txt, squares/header.jpg, …" in told
-    assert "3 classes from the sub-folders" in told
+    output = "\n".join(said)
+    assert "resized to" in output
+    assert "--image-size, --channels, --fit" in output
+    assert "4 files skipped: circles/cut.jpg, notes.txt, squares/header.jpg, …" in output
+    assert "3 classes from the sub-folders" in output
 
 
 def test_the_pixels_are_those_of_the_one_preprocessing_path(photos):
@@ -122,7 +122,7 @@ def test_without_sub_folders_there_are_no_labels(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "000.jpg").rename(tmp_path / "sub" / "000.jpg")
     assert load(str(tmp_path), say=said.append).labels is None
-    assert any("99 images lie beside the sub-folders" in text for text in said)
+    assert any("99 images are not in a sub-folder" in text for text in said)
 
 
 def test_train_and_test_folders_are_an_official_split(tmp_path):
@@ -137,7 +137,7 @@ def test_train_and_test_folders_are_an_official_split(tmp_path):
 
 
 def test_too_few_pictures_are_a_clear_error(tmp_path):
-    with pytest.raises(DataError, match=r"has no images; 0 files in it are none"):
+    with pytest.raises(DataError, match=r"has no images and 0 other files"):
         load(str(tmp_path))
     fill(tmp_path, 30, classes=())
     (tmp_path / "broken.jpg").write_bytes(b"no")
@@ -193,5 +193,5 @@ class TestMapped:
 
     def test_a_full_disk_is_known_before(self, photos, cache, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-        with pytest.raises(DataError, match=r"make room, set VAESERVE_DATA to a larger disk"):
+        with pytest.raises(DataError, match=r"free some space, set VAESERVE_DATA to a larger disk"):
             load(str(photos), ImageTarget(memory_limit=0))

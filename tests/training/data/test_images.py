@@ -128,7 +128,7 @@ def test_digits_are_resized_when_asked():
     digits = load("digits", ImageTarget((12, 10), 3, "stretch"), said.append)
     assert digits.shape == (12, 10, 3)
     assert digits.levels == 256
-    assert "brought from 8×8×1 to 12×10×3 (stretch)" in said[0]
+    assert "resized from 8×8×1 to 12×10×3 (stretch)" in said[0]
     assert (digits.pixels[..., 0] == digits.pixels[..., 2]).all()
 
 

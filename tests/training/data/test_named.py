@@ -71,7 +71,7 @@ def test_a_set_is_downloaded_once(name, tmp_path, monkeypatch):
 
 def test_what_is_no_idx_file_is_refused(tmp_path):
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"\0\0\x0d\1" + bytes(8)))  # floats
-    with pytest.raises(DataError, match="no IDX file of bytes"):
+    with pytest.raises(DataError, match="not an IDX file of bytes"):
         sets._read(tmp_path / "a.gz")
 
 

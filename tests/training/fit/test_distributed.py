@@ -103,7 +103,7 @@ def test_a_killed_process_is_started_again_and_the_run_finishes(tmp_path):
         os.kill(int(workers[-1]), signal.SIGKILL)
         _, said = agent.communicate(timeout=120)
     assert agent.returncode == 0, said
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert said.count("published\n") == 1
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 440

@@ -50,7 +50,7 @@ def averaged(folder):
 
 def test_without_a_compiler_it_trains_as_if_nothing_had_been_asked(digits, tmp_path):
     notes = compiled_run(tmp_path, CXX="no-such-compiler", PATH="")
-    assert "going on without torch.compile" in notes
+    assert "continuing without torch.compile" in notes
     fit(TINY.replace(epochs=1), digits, tmp_path / "plain", progress=Watch())
     assert_equal(averaged(tmp_path / "run"), averaged(tmp_path / "plain"))
 
@@ -59,7 +59,7 @@ def test_without_a_compiler_it_trains_as_if_nothing_had_been_asked(digits, tmp_p
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_it_computes_the_same(digits, tmp_path):
     notes = compiled_run(tmp_path)
-    assert "going on without" not in notes
+    assert "continuing without" not in notes
     fit(TINY.replace(epochs=1), digits, tmp_path / "plain", progress=Watch())
     expected = averaged(tmp_path / "plain")
     for name, weights in averaged(tmp_path / "run").items():
@@ -81,11 +81,11 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch):
     for amx, avx in itertools.product((True, False), repeat=2):
         has = {"amx_bf16": amx, "avx512_bf16": avx}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
-        assert precision.chosen("auto", cpu) == ("bfloat16" if amx or avx else "float32")
-        assert precision.chosen("auto", torch.device("cuda")) == "float32"
-        assert precision.chosen("bfloat16", cpu) == "bfloat16"
+        assert precision.resolve_precision("auto", cpu) == ("bfloat16" if amx or avx else "float32")
+        assert precision.resolve_precision("auto", torch.device("cuda")) == "float32"
+        assert precision.resolve_precision("bfloat16", cpu) == "bfloat16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # another architecture
-    assert precision.chosen("auto", cpu) == "float32"
+    assert precision.resolve_precision("auto", cpu) == "float32"
 
 
 def test_in_bfloat16_it_learns_as_much_and_resumes_as_exactly(digits, uninterrupted, tmp_path, monkeypatch):

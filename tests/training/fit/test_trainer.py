@@ -103,7 +103,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(tmp_path, mon
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(checkpoint.CheckpointError, match=r"No space left.*--resume"):
         checkpoint.save(tmp_path, {"x": torch.zeros(1)}, {"step": 2, "best": None})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

@@ -94,14 +94,14 @@ def test_fit_trains_publishes_and_says_what_comes_next(tmp_path):
     [
         (["fit", "--data", "nothing"], "nothing"),
         (["fit", "--resume"], "--resume needs --run"),
-        (["fit", "--resume", "--run", "nowhere"], "no run to go on with"),
+        (["fit", "--resume", "--run", "nowhere"], "no run to resume"),
         (["fit", "--image-size", "28"], "write HxW"),
         (["fit", "--epochs", "0"], "epochs cannot be 0"),
         (["fit", "--name", "No Spaces"], "--name No Spaces cannot be a model's name"),
         (["fit", "--data", "mnist"], "cannot download train-images-idx3-ubyte.gz"),
-        (["report", "nowhere"], "nowhere is no run"),
+        (["report", "nowhere"], "nowhere is not a run"),
         (["evaluate", "nowhere", "--data", "digits"], "cannot be read"),
-        (["export", "nowhere"], "is no checkpoint"),
+        (["export", "nowhere"], "is not a checkpoint"),
     ],
 )
 def test_mistakes_end_in_a_sentence(arguments, message, tmp_path, monkeypatch):
@@ -115,12 +115,12 @@ def test_mistakes_end_in_a_sentence(arguments, message, tmp_path, monkeypatch):
 
 
 def test_any_data_is_evaluated_at_the_bundle_s_size(published, photos, tmp_path):
-    """By the manifest's size, channels and fit; what it is brought from is said."""
+    """By the manifest's size, channels and fit; the message gives the size."""
     output = tmp_path / "x.json"
     few = ("--iwae-k", 2, "--iwae-n", 3)
     result = command("evaluate", published, "--data", photos, "-o", output, *few)
     assert result.exit_code == 0, result.output
-    assert "brought to 8×8×1 (contain; as asked)" in result.output
+    assert "resized to 8×8×1 (contain; as asked)" in result.output
     record = json.loads(output.read_text())
     assert record["data"]["name"] == "photos"
     assert record["metrics"]["iwae"]["k"] == 2

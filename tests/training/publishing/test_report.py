@@ -1,4 +1,4 @@
-"""The report: one page, whole in itself, of runs that are over, going on, or hardly begun."""
+"""The report: one self-contained page for runs that are finished, running or just started."""
 
 import base64
 import html.parser
@@ -117,7 +117,7 @@ def test_a_run_that_has_hardly_begun_has_a_page(run, tmp_path):
     page = page_of(tmp_path)
     assert "No checkpoint yet." in page.text
     assert "Nothing has been evaluated yet." in page.text
-    with pytest.raises(ConfigError, match="is no run"):
+    with pytest.raises(ConfigError, match="is not a run"):
         report.write(tmp_path / "nothing")
 
 
