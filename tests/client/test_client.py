@@ -80,6 +80,7 @@ def test_picture_returns_a_png(client):
     assert Image.open(io.BytesIO(one)).size == (8, 8)
     sheet = client.picture("/decode", latents=np.zeros((4, 4)))
     assert Image.open(io.BytesIO(sheet)).size == (22, 22)
+    assert client.picture("/traverse", top=2, n=3).startswith(b"\x89PNG")  # a POST without a point
 
 
 def test_models_lists_the_loaded_models(client):

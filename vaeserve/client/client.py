@@ -232,10 +232,11 @@ class Client:
     ) -> bytes:
         """The answer of a route, for instance "/sample", as a picture: one image, or all as a contact sheet.
 
-        Without images and latents, of a GET request. `media_type`: image/png, image/jpeg, and for
+        `media_type`: image/png, image/jpeg, and for
         /interpolate the animations image/gif and image/webp.
         """
-        body = None if images is None and latents is None else bodies.points_body(images, latents)
+        read = images is None and latents is None and route.endswith(("/sample", "/map"))
+        body = None if read else bodies.points_body(images, latents)
         return self._request(route, body, query, media_type).content
 
     def models(self) -> dict[str, Any]:
