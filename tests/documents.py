@@ -62,16 +62,9 @@ def operations() -> str:
         bodies = [each["requestBody"]["content"] for each in item.values() if "requestBody" in each]
         operation = next(iter(item.values()))
         answers = operation["responses"]["200"]["content"]
-        does = first_sentence(operation["description"])
         bodies_named = _media_types(dict.fromkeys(name for body in bodies for name in body))
-        rows[path] = [f"`{methods} {path}`", bodies_named, _media_types(answers), does]
+        rows[path] = [f"`{methods} {path}`", bodies_named, _media_types(answers), operation["summary"]]
     return _table(("operation", "body", "answer", "what it does"), rows.values())
-
-
-def first_sentence(text: str) -> str:
-    """The first sentence of a docstring, on one line."""
-    paragraph = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s+(?=[A-Z])", paragraph)[0]
 
 
 def models() -> str:

@@ -6,6 +6,7 @@ declarations. `python -m service.http.openapi > docs/openapi.json` writes the do
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
@@ -88,6 +89,7 @@ def _description(
 ) -> dict[str, Any]:
     if parameters := compile_path(path)[2]:
         extra["parameters"] = [{"$ref": f"#/components/parameters/{each}"} for each in parameters]
+    run = declared.run if isinstance(declared, Operation) else declared.endpoint
     responses: dict[int | str, dict[str, Any]] = {
         200: {
             "description": inspect.cleandoc(declared.result.__doc__ or ""),
@@ -98,11 +100,18 @@ def _description(
     responses |= {status: _problems(status) for status in statuses}
     return {
         "operation_id": name,
+        "summary": _first_sentence(inspect.getdoc(run) or ""),
         "tags": [tag],
         "openapi_extra": extra,
         "responses": responses,
         "response_model": None,
     }
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", paragraph)[0]
 
 
 def install(app: FastAPI) -> None:
