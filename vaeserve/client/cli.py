@@ -3,9 +3,10 @@
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -17,6 +18,7 @@ from vaeserve.client.bulk.sources import find, read
 from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
 from vaeserve.client.files import atomic_write
+from vaeserve.client.options import BulkService, Service, with_service
 
 SOME_FAILED = 3  # the exit status of a bulk command some of whose files failed
 
@@ -31,21 +33,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-P = ParamSpec("P")
 
+def command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Register a command, whose last parameter is its `service`.
 
-def command(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Register a command.
-
-    Errors that a user can mend end it with one sentence and exit status 1. It returns how many files of a
+    Errors that a user can fix end it with one sentence and exit status 1. It returns how many files of a
     bulk job failed.
     """
+    with_options = with_service(function)
 
     @app.command()
-    @wraps(function)
-    def run(*arguments: P.args, **options: P.kwargs) -> None:
+    @wraps(with_options)
+    def run(**options: Any) -> None:
         try:
-            failed = function(*arguments, **options)
+            failed = with_options(**options)
         except (ClientError, OSError, ValueError) as error:
             print(f"vae-client: {error}", file=sys.stderr)
             raise typer.Exit(1) from error
@@ -55,10 +56,6 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
     return run
 
 
-Url = Annotated[str, typer.Option(envvar="VAESERVE_URL", help="Address of the service.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="VAESERVE_API_KEY", show_envvar=True)]
-Model = Annotated[str | None, typer.Option(help="name or name@version. [default: the service's]")]
-Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests in flight at a time.")]
 Sources = Annotated[
     list[str],
     typer.Argument(
@@ -66,10 +63,6 @@ Sources = Annotated[
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)]
-Patience = Annotated[
-    float, typer.Option(min=0, help="Seconds to wait for a service that is unreachable or overloaded.")
-]
-LOCAL = "http://127.0.0.1:8000"
 
 
 @command
@@ -81,11 +74,8 @@ def encode(
             "-o", "--output", help=".parquet or .npz with path, model, mean and logvar; .npy with the mean."
         ),
     ],
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
-    concurrency: Concurrency = 4,
-    patience: Patience = 300,
+    *,
+    service: BulkService,
 ) -> int:
     """Embed images: their posterior means and log-variances, in the order of the sorted paths.
 
@@ -93,18 +83,15 @@ def encode(
     2 wrong usage; 3 done, but some files failed: <output>.failed.jsonl says which and why.
     """
     _check_suffix(output, *tables.SUFFIXES)
-    return Collection("encode", sources, output, url, api_key, model, concurrency, patience).encode()
+    return Collection("encode", sources, output, service).encode()
 
 
 @command
 def decode(
     latents: Annotated[Path, typer.Argument(help=".npy, or .npz with `mean` (what encode writes).")],
     output: Annotated[Path, typer.Option("-o", "--output", help=".png (contact sheet) or .npy.")],
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
-    concurrency: Concurrency = 4,
-    patience: Patience = 300,
+    *,
+    service: BulkService,
 ) -> int:
     """Decode latents to images, in their order.
 
@@ -113,9 +100,8 @@ def decode(
     _check_suffix(output, ".png", ".npy")
     array, its_model = _latents(latents)
     options = {"sha256": hashlib.sha256(array.tobytes()).hexdigest()}  # a changed file is another job
-    model = model or its_model
-    job = Collection("decode", [str(latents)], output, url, api_key, model, concurrency, patience, options)
-    return job.decode(array)
+    service = replace(service, model=service.model or its_model)
+    return Collection("decode", [str(latents)], output, service, options).decode(array)
 
 
 @command
@@ -129,19 +115,15 @@ def reconstruct(
             help=".png (contact sheet), or .parquet or .npz with path, images, error.",
         ),
     ],
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
-    concurrency: Concurrency = 4,
-    patience: Patience = 300,
+    *,
+    service: BulkService,
 ) -> int:
     """Send images through encoder and decoder; prints the mean squared error of each.
 
     Resumable, and with the exit status, like encode.
     """
     _check_suffix(output, ".png", ".parquet", ".npz")
-    job = Collection("reconstruct", sources, output, url, api_key, model, concurrency, patience)
-    return job.reconstruct()
+    return Collection("reconstruct", sources, output, service).reconstruct()
 
 
 @command
@@ -157,11 +139,8 @@ def sample(
     temperature: Annotated[float, typer.Option(min=0, max=10, help="Scales the prior's deviation.")] = 1.0,
     prior: Annotated[str | None, typer.Option(help="normal, mixture or flow. [default: the model's]")] = None,
     label: Annotated[str | None, typer.Option(help="Only of this label: its name or number.")] = None,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
-    concurrency: Concurrency = 4,
-    patience: Patience = 300,
+    *,
+    service: BulkService,
 ) -> int:
     """Draw any number of images from the model's prior.
 
@@ -169,7 +148,7 @@ def sample(
     """
     _check_suffix(output, *samples.SUFFIXES)
     options = {"n": n, "seed": seed, "temperature": temperature, "prior": prior, "label": label}
-    return Collection("sample", [], output, url, api_key, model, concurrency, patience, options).sample(n)
+    return Collection("sample", [], output, service, options).sample(n)
 
 
 @command
@@ -186,11 +165,8 @@ def score(
         typer.Option("-k", min=1, max=1000, help="Adds the importance-weighted bound with k samples."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise.")] = None,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
-    concurrency: Concurrency = 4,
-    patience: Patience = 300,
+    *,
+    service: BulkService,
 ) -> int:
     """Print how well the model explains each image, in nats, and how unusual that is (p).
 
@@ -199,10 +175,8 @@ def score(
     if output:
         _check_suffix(output, ".parquet", ".npz")
         options = {"k": k, "seed": seed}
-        return Collection(
-            "score", sources, output, url, api_key, model, concurrency, patience, options
-        ).score()
-    with Client(url, api_key=api_key, model=model) as client:
+        return Collection("score", sources, output, service, options).score()
+    with service.client() as client:
         images = list(read(find(sources)))
         if not images:
             raise ValueError(f"no images in {', '.join(sources)}")
@@ -224,13 +198,12 @@ def interpolate(
     n: Annotated[int, typer.Option("-n", min=2, help="Frames, both ends included.")] = 9,
     method: Annotated[str, typer.Option(help="slerp or lerp.")] = "slerp",
     duration: Annotated[int, typer.Option(min=20, max=10_000, help="Milliseconds of each frame.")] = 80,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
+    *,
+    service: Service,
 ) -> None:
     """Interpolate between two images in the latent space."""
     query = {"n": n, "method": method, "duration": duration}
-    _picture("/interpolate", [start, end], output, query, Client(url, api_key=api_key, model=model))
+    _picture("/interpolate", [start, end], output, query, service.client())
 
 
 @command
@@ -242,13 +215,12 @@ def traverse(
     ] = None,
     n: Annotated[int, typer.Option("-n", min=2, max=64, help="Steps of each dimension.")] = 9,
     extent: Annotated[float, typer.Option(min=0, max=10, help="From -extent to +extent.")] = 3.0,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
+    *,
+    service: Service,
 ) -> None:
     """Show what single dimensions of the latent space do to an image."""
     query = {"n": n, "extent": extent} | ({"dimensions": dimensions} if dimensions else {})
-    _picture("/traverse", [image], output, query, Client(url, api_key=api_key, model=model))
+    _picture("/traverse", [image], output, query, service.client())
 
 
 @command
@@ -258,25 +230,23 @@ def arithmetic(
     weights: Annotated[
         str | None, typer.Option(help="One for each image, for example 1,-1,1. [default: the average]")
     ] = None,
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
+    *,
+    service: Service,
 ) -> None:
     """Add and subtract images in the latent space."""
     query = {"weights": weights} if weights else {}
-    _picture("/arithmetic", images, output, query, Client(url, api_key=api_key, model=model))
+    _picture("/arithmetic", images, output, query, service.client())
 
 
 @command
 def similarity(
     images: Images,
     metric: Annotated[str, typer.Option(help="cosine, mahalanobis or symmetric_kl.")] = "cosine",
-    url: Url = LOCAL,
-    api_key: ApiKey = None,
-    model: Model = None,
+    *,
+    service: Service,
 ) -> None:
     """Print the similarity or distance of each pair of images."""
-    with Client(url, api_key=api_key, model=model) as client:
+    with service.client() as client:
         found = client.similarity([str(path) for path in images], metric=metric)
         for row, first in enumerate(images):
             for column in range(row + 1, len(images)):

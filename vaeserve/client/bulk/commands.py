@@ -21,6 +21,7 @@ from vaeserve.client.bulk.sources import Entry, find
 from vaeserve.client.client import Client
 from vaeserve.client.errors import ClientError
 from vaeserve.client.formats import SUFFIXES
+from vaeserve.client.options import BulkService
 
 SHOWN = 20  # failures that are printed; the side file has all
 
@@ -32,11 +33,7 @@ class Collection:
     command: str
     sources: list[str]
     output: Path
-    url: str
-    api_key: str | None
-    model: str | None  # name or name@version; None: the service's default
-    concurrency: int
-    patience: float  # seconds
+    service: BulkService
     options: dict[str, Any] = field(default_factory=dict)  # of this command alone; None: not given
 
     def encode(self) -> int:
@@ -117,7 +114,7 @@ class Collection:
         """Do the job, write its output and report; `found` is as in `opened`."""
         if not self.output.parent.is_dir():
             raise FileNotFoundError(f"No such file or directory: {self.output.parent}")
-        task = Task(self.command, self.sources, {"model": self.model, **self.options})
+        task = Task(self.command, self.sources, {"model": self.service.model, **self.options})
         with opened(self._folder, task, found, self._reference) as job:
             if not job.count:
                 raise ClientError(f"no images ({', '.join(sorted(SUFFIXES))}) in {', '.join(self.sources)}")
@@ -140,7 +137,7 @@ class Collection:
             print(f"resuming at {job.done:,} of {job.count:,}", file=sys.stderr)
         with (
             # The runner retries instead, because it knows of all requests in flight.
-            Client(self.url, api_key=self.api_key, model=job.model, retries=0) as client,
+            Client(self.service.url, api_key=self.service.api_key, model=job.model, retries=0) as client,
             Progress(
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -161,22 +158,23 @@ class Collection:
             runner.run(
                 job,
                 requests(client, job),
-                concurrency=self.concurrency,
-                patience=self.patience,
+                concurrency=self.service.concurrency,
+                patience=self.service.patience,
                 advance=advance,
             )
 
     def _reference(self) -> str:
         """name@version of the model that answers every request of the job."""
-        with Client(self.url, api_key=self.api_key) as client:
+        wanted = self.service.model
+        with self.service.client() as client:
             models = client.models()["models"]
         there: list[str] = []
         for each in models:
             name, newest = each["name"], max(each["versions"])
             references = [f"{name}@{version}" for version in each["versions"]]
-            if self.model in references:
-                return str(self.model)
-            if self.model == name or (self.model is None and each["default"]):
+            if wanted in references:
+                return str(wanted)
+            if wanted == name or (wanted is None and each["default"]):
                 return f"{name}@{newest}"
             there += references
         raise ClientError(f"unknown-model: choose one with --model; the service has {', '.join(there)}")
