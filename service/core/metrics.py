@@ -153,10 +153,8 @@ class Metrics:
         self.oip_last = gauge(
             "vae_oip_last_inference_milliseconds", "Time since 1970 of the last inference", FUNCTION, "max"
         )
-        self.oip_runs = counter("vae_oip_runs_total", "Runs by number of rows", (*FUNCTION, "rows"))
-        self.oip_run_ns = counter(
-            "vae_oip_run_nanoseconds_total", "Nanoseconds of runs by number of rows", (*FUNCTION, "rows")
-        )
+        self.oip_runs = counter("vae_oip_runs_total", "Runs", FUNCTION)
+        self.oip_rows = counter("vae_oip_rows_total", "Rows of runs", FUNCTION)
         # labels() takes a microsecond, this dictionary a tenth of one. It has as many entries as there are
         # combinations of route, method and status.
         self._answers: dict[tuple[str, str, int], tuple[Keep, Keep]] = {}
@@ -204,7 +202,7 @@ class Metrics:
 
     def oip_counts(self) -> dict[tuple[str, ...], int]:
         """The counts of the Open Inference Protocol by the name of a sample and its labels, in order."""
-        labels = (*FUNCTION, "step", "rows")
+        labels = (*FUNCTION, "step")
         return {
             (sample.name, *(sample.labels[label] for label in labels if label in sample.labels)): int(
                 sample.value

@@ -17,33 +17,26 @@ Counts = Mapping[tuple[str, ...], int]  # by the name of the metric and its labe
 
 
 class Executions:
-    """Runs of one graph or function of a model, counted by their number of rows. Written by one thread.
+    """Counts the runs of one graph or function of a model, and their rows. Written by one thread.
 
     `labels`: name and version of the model, and the graph or function.
     """
 
     def __init__(self, metrics: Metrics, *labels: str) -> None:
-        self._metrics = metrics
-        self._labels = labels
-        self._by_rows: dict[int, tuple[Keep, Keep]] = {}
+        self._keep_runs: Keep = metrics.oip_runs.labels(*labels).keep
+        self._keep_rows: Keep = metrics.oip_rows.labels(*labels).keep
 
-    def add(self, rows: int, ns: int) -> None:
-        """Count one run that took `ns` nanoseconds."""
-        if (keep := self._by_rows.get(rows)) is None:
-            labels = (*self._labels, str(rows))
-            keep = self._metrics.oip_runs.labels(*labels).keep, self._metrics.oip_run_ns.labels(*labels).keep
-            self._by_rows[rows] = keep
-        keep_count, keep_ns = keep
-        keep_count(1)
-        keep_ns(ns)
+    def add(self, rows: int) -> None:
+        """Count one run."""
+        self._keep_runs(1)
+        self._keep_rows(rows)
 
     def counted(self, run: Run) -> Run:
         """`run`, with each call that succeeds counted."""
 
         def counted(*arrays: Any) -> Arrays:
-            started = time.perf_counter_ns()
             results = run(*arrays)
-            self.add(len(arrays[0]), time.perf_counter_ns() - started)
+            self.add(len(arrays[0]))
             return results
 
         return counted
@@ -77,7 +70,6 @@ class Requests:
 
 def shown(counts: Counts, requests: tuple[str, ...], runs: tuple[str, ...]) -> dict[str, Any]:
     """The statistics of a model of the protocol. `requests` and `runs` are the labels of its counters."""
-    rows = sorted(int(key[-1]) for key in counts if key[0] == "vae_oip_runs_total" and key[1:-1] == runs)
 
     def duration(step: str) -> dict[str, int]:
         key = (*requests, step)
@@ -86,24 +78,13 @@ def shown(counts: Counts, requests: tuple[str, ...], runs: tuple[str, ...]) -> d
             "ns": counts.get(("vae_oip_nanoseconds_total", *key), 0),
         }
 
-    def run(rows: int) -> dict[str, int]:
-        key = (*runs, str(rows))
-        return {
-            "count": counts[("vae_oip_runs_total", *key)],
-            "ns": counts[("vae_oip_run_nanoseconds_total", *key)],
-        }
-
     none = {"count": 0, "ns": 0}  # clients require the keys, though there is no cache
     return {
         "last_inference": counts.get(("vae_oip_last_inference_milliseconds", *requests), 0),
-        "inference_count": sum(each * run(each)["count"] for each in rows),
-        "execution_count": sum(run(each)["count"] for each in rows),
+        "inference_count": counts.get(("vae_oip_rows_total", *runs), 0),
+        "execution_count": counts.get(("vae_oip_runs_total", *runs), 0),
         "inference_stats": {step: duration(step) for step in STEPS} | {"cache_hit": none, "cache_miss": none},
         "response_stats": {},
-        # Joining and splitting rows is not part of a run; `inference_stats` has the whole time.
-        "batch_stats": [
-            {"batch_size": each, "compute_input": none, "compute_infer": run(each), "compute_output": none}
-            for each in rows
-        ],
+        "batch_stats": [],
         "memory_usage": [],
     }

@@ -52,7 +52,7 @@ async def infer(request: Request) -> Response:
     )
     if function.graph is None:
         rows = len(next(iter(inference.inputs.values())))
-        statistics_of(request.app).pipeline(function).add(rows, round(seconds("model") * 1e9))
+        statistics_of(request.app).pipeline(function).add(rows)
     return response
 
 

@@ -1,19 +1,21 @@
-"""Downloads files of public data sets, resumes broken downloads, and checks digests."""
+"""Downloads files of public data sets and checks their digests."""
 
 import gzip
 import hashlib
 import http.client
-import os
-import urllib.error
+import shutil
+import tempfile
 import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from vaeserve.bundle.atomic import move_into_place
+
 PIECE = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
-ATTEMPTS = 3  # per mirror; each resumes where the last one stopped
+ROUNDS = 3  # through all mirrors
 
 
 # A digest is that of the downloaded file, or of the content that gzip unpacks from it. The second is the same
@@ -28,9 +30,8 @@ class DownloadError(Exception):
 def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str, *, of: DigestOf = "content") -> Path:
     """The path of `folder`/`name`, a gzip file with this SHA-256 (of the file, or of its unpacked bytes).
 
-    An existing file is checked, never replaced. Otherwise the mirrors are tried in turn. Incomplete downloads
-    stay in `name`.part for the next attempt, and the file gets its name once its digest is right.
-    Raises DownloadError.
+    An existing file is checked, never replaced. Otherwise the mirrors are tried in turn; the file gets its
+    name once its digest is right. Raises DownloadError.
     """
     path = folder / name
     if path.exists():
@@ -38,52 +39,29 @@ def fetch(mirrors: Sequence[str], name: str, folder: Path, sha256: str, *, of: D
             raise DownloadError(f"{path} is damaged (its SHA-256 differs): delete it to download it again")
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{name}.part"
-    failures = []
-    for mirror in mirrors:
-        try:
-            _download(mirror + name, part)
-        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-            failures.append(f"{mirror + name}: {error}")
-            continue
-        if _digest(part, of) == sha256:
-            os.replace(part, path)
-            return path
-        part.unlink()  # the next attempt would resume from the wrong bytes
-        failures.append(f"{mirror + name}: the content's SHA-256 is not {sha256}")
-    raise DownloadError(
-        f"cannot download {name}. Put it into {folder}, or try again.\n  " + "\n  ".join(failures)
-    )
+    failures: dict[str, str] = {}  # the last one of each address
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as work:
+        draft = Path(work) / name
+        for mirror in [*mirrors] * ROUNDS:
+            try:
+                _download(mirror + name, draft)
+            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+                failures[mirror + name] = str(error)
+                continue
+            if _digest(draft, of) == sha256:
+                move_into_place(draft, path)
+                return path
+            failures[mirror + name] = f"the content's SHA-256 is not {sha256}"
+    reasons = "".join(f"\n  {address}: {why}" for address, why in failures.items())
+    raise DownloadError(f"cannot download {name}. Put it into {folder}, or try again.{reasons}")
 
 
-def _download(url: str, part: Path) -> None:
-    for attempt in range(ATTEMPTS):
-        try:
-            _transfer(url, part)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing left to download; the digest decides whether the part is right
-                return
-            raise  # the mirror refused; another attempt would not help
-        except (OSError, http.client.HTTPException):
-            if attempt == ATTEMPTS - 1:
-                raise
-
-
-def _transfer(url: str, part: Path) -> None:
-    """Append the missing bytes to `part`, or start again if the server does not support ranges."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        resumed = answer.status == 206
+def _download(url: str, path: Path) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
+        shutil.copyfileobj(answer, file, PIECE)
         expected = answer.headers.get("Content-Length")
-        with part.open("ab" if resumed else "wb") as file:
-            arrived = 0
-            while piece := answer.read(PIECE):
-                file.write(piece)
-                arrived += len(piece)
-    if expected is not None and arrived < int(expected):
-        raise OSError(f"the connection broke after {arrived} of {expected} bytes")
+        if expected is not None and file.tell() < int(expected):
+            raise OSError(f"the connection broke after {file.tell()} of {expected} bytes")
 
 
 def _digest(path: Path, of: DigestOf) -> str | None:
