@@ -101,7 +101,7 @@ class Service:
         return models
 
     def _failed(self, reason: str) -> str | None:
-        """Why there are no models; None, and a warning whenever the reason changes, if there still are."""
+        """The reason if no model is loaded. Otherwise None, and each new reason is logged as a warning."""
         if self._models is None:
             return reason
         if reason != self._complaint:

@@ -134,7 +134,7 @@ async def index(request: Request) -> Response:
 
 
 async def load(request: Request) -> Response:
-    """Take up what lies in the repository now, and answer once the model is served. Only with an API key."""
+    """Reload the repository, and answer once the model is loaded. Needs an API key."""
     name = request.path_params["name"]
     parameters = (await _asked(request)).get("parameters") or {}
     if parameters:
@@ -150,7 +150,7 @@ async def load(request: Request) -> Response:
 
 
 async def unload(request: Request) -> Response:
-    """Always refused: a model is served as long as it lies in the repository."""
+    """Always refused: a model is served as long as it is in the repository."""
     raise InvalidRequest("A model is unloaded by taking its folder out of the repository; then load another.")
 
 

@@ -207,7 +207,7 @@ def _from_list(data: Any, spec: Spec, shape: tuple[int, ...]) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         array = numbers.astype(dtype).reshape(shape)
     if dtype.kind != "f" and (array != numbers.reshape(shape)).any():
-        raise InvalidRequest(f"`data` of {spec.name} has values that are no {spec.datatype}.")
+        raise InvalidRequest(f"`data` of {spec.name} has values that are not {spec.datatype}.")
     return _finite(array, spec)
 
 

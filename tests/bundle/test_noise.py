@@ -1,4 +1,4 @@
-"""Noise is stable: the same seed and row give the same numbers for ever."""
+"""Noise is stable: the same seed and row always give the same numbers."""
 
 import numpy as np
 import pytest

@@ -137,7 +137,7 @@ def test_drawing_is_described_and_its_recipe_gives_the_same(visit, tmp_path):
 def test_file_is_described_and_an_invalid_one_is_explained(visit, explored, tmp_path):
     sample = httpx.get(f"{explored}sample?n=1&seed=11", headers={"Accept": "image/png"}).content
     (tmp_path / "digit.png").write_bytes(sample)
-    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "text.png").write_text("this is not a picture")
     choose = visit.page.locator("#file")
     assert changes(visit, "[data-is=reconstruction]", lambda: choose.set_input_files(tmp_path / "digit.png"))
     assert "@'digit.png'" in copied(visit, "describe", "curl")

@@ -16,7 +16,7 @@ EVERY = 11
 
 
 class Watch:
-    """A progress that calls `at(step)` after each step, and remembers what it was told."""
+    """A progress that calls `at(step)` after each step, and records its calls."""
 
     def __init__(self, at=lambda step: None):
         self.at, self.notes, self.lines = at, [], []
@@ -32,7 +32,7 @@ class Watch:
 
 
 def learned_and_gone_on(config, images, folder):
-    """The result of a run that got better, and of which a twin that was cut short and resumed is no other."""
+    """The result of a run that improved. A twin that was interrupted and resumed must equal it."""
     whole = fit(config, images, folder / "whole", progress=Watch())
     elbos = [line["validation"]["elbo"] for line in whole.history]
     assert elbos[-1] > elbos[0]

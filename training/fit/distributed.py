@@ -125,7 +125,7 @@ def _store(ranks: Ranks) -> PrefixStore:
     """The store through which the processes of one machine find each other, new after each restart.
 
     torchrun 2.13 keeps one store over restarts. Processes then read addresses of dead processes from it and
-    wait for them for ever. Restarts are counted per machine, so this does not work for several; there
+    wait for them forever. Restarts are counted per machine, so this does not work for several; there
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun open a new store each time.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -138,7 +138,7 @@ IMAGES = {
     ),
     "not an image": b"MZ" + bytes(1000),
 }  # fmt: skip
-# Within the limits, however small the file: answered, and what is no pixel is not unpacked.
+# Within the limits these are answered, and chunks that are not pixels are not unpacked.
 READABLE = [
     each
     for name in ("a bomb of 4096 squared", "a bomb behind a small header")

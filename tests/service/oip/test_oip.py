@@ -79,8 +79,8 @@ def test_decode_reconstruct_and_sample_agree_with_the_other_routes(client, http,
     decoded = client.infer("tiny.decode", tensor("z", means[0], "FP32")).as_numpy("image")
     again = client.infer("tiny.reconstruct", images())
     np.testing.assert_array_equal(again.as_numpy("image"), decoded)
-    told = http.post("/reconstruct?model=tiny", json={"images": IMAGES.squeeze(-1).tolist()}).json()
-    np.testing.assert_allclose(again.as_numpy("error")[:, 0], told["error"], rtol=1e-5)
+    rest = http.post("/reconstruct?model=tiny", json={"images": IMAGES.squeeze(-1).tolist()}).json()
+    np.testing.assert_allclose(again.as_numpy("error")[:, 0], rest["error"], rtol=1e-5)
 
     seeds = np.array([[7], [0], [2**53 - 1]], np.int64)
     samples = client.infer("tiny.sample", tensor("seed", seeds, "INT64"), parameters={"temperature": 0.5})
@@ -99,12 +99,12 @@ def test_decode_reconstruct_and_sample_agree_with_the_other_routes(client, http,
 
 
 def test_score_agrees_with_its_route(client, http):
-    told = http.post("/score?model=tiny&seed=7", json={"images": IMAGES.squeeze(-1).tolist()}).json()
+    rest = http.post("/score?model=tiny&seed=7", json={"images": IMAGES.squeeze(-1).tolist()}).json()
     found = client.infer("tiny.score", images(), parameters={"seed": 7})
     names = {each["name"] for each in client.get_model_metadata("tiny.score")["outputs"]}
     assert names == {"elbo", "distortion", "rate", "error", "p_value"}
     for name in names:
-        np.testing.assert_allclose(found.as_numpy(name)[:, 0], told[name], rtol=1e-4)
+        np.testing.assert_allclose(found.as_numpy(name)[:, 0], rest[name], rtol=1e-4)
     with pytest.raises(InferenceServerException, match="`seed` is wrong"):
         client.infer("tiny.score", images(), parameters={"seed": -1})
 
@@ -159,8 +159,8 @@ def test_what_there_is(client):
     for model, version in ((each["name"], each["version"]) for each in listed):
         metadata, config = client.get_model_metadata(model, version), client.get_model_config(model)
         assert metadata["versions"] == [version]
-        for told, configured in (("inputs", "input"), ("outputs", "output")):
-            for tensor_, its in zip(metadata[told], config[configured], strict=True):
+        for field, configured in (("inputs", "input"), ("outputs", "output")):
+            for tensor_, its in zip(metadata[field], config[configured], strict=True):
                 assert (tensor_["name"], f"TYPE_{tensor_['datatype']}") == (its["name"], its["data_type"])
                 assert tensor_["shape"] == [-1, *its["dims"]]
                 assert its["dims"]

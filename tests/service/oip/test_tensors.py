@@ -1,4 +1,4 @@
-"""The framing of the Open Inference Protocol: each way in which a body can be wrong is told."""
+"""The framing of the Open Inference Protocol: each kind of wrong body gets its error."""
 
 import contextlib
 import gzip
@@ -73,8 +73,8 @@ def test_an_answer_is_read_back_as_it_was_written():
     ("change", "kind", "said"),
     [
         ({"data": [0] * 7}, WrongShape, "is [7]; its `shape` is [2, 2, 2, 1]"),
-        ({"data": [256] * 8}, InvalidRequest, "values that are no UINT8"),
-        ({"data": [-1] * 8}, InvalidRequest, "values that are no UINT8"),
+        ({"data": [256] * 8}, InvalidRequest, "values that are not UINT8"),
+        ({"data": [-1] * 8}, InvalidRequest, "values that are not UINT8"),
         ({"data": [1.5] * 8}, InvalidRequest, "integers only"),
         ({"data": [True] * 8}, InvalidRequest, "integers only"),
         ({"data": ["1"] * 8}, InvalidRequest, "integers only"),
@@ -164,7 +164,7 @@ def test_numbers_that_are_not_finite(numbers):
 
 
 def test_any_bytes_are_read_or_refused():
-    """A thousand bodies near a good one: nothing else is raised than what the client is told."""
+    """A thousand bodies near a good one raise only errors that the client receives."""
     good = json.dumps({"inputs": [GOOD | {"data": list(range(8))}], "outputs": [{"name": "mean"}]}).encode()
     rng = np.random.default_rng(0)
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""Splits that never move an image, digests that notice everything, sources that are told apart."""
+"""Splits never move an image, digests notice every change, and sources are recognised."""
 
 import numpy as np
 import pytest

@@ -107,7 +107,7 @@ class Perfect:
 
 
 def test_only_the_test_images_own_reconstructions_can_come_nearer_than_real_images(digits):
-    """With a perfect decoder they are at distance 0, where nothing that was drawn anew can be; training
+    """With a perfect decoder they are at distance 0, which a fresh sample never reaches; training
     images are restored as what they are, so theirs are as far as real images."""
     means = digits.pixels[digits.split.test].reshape(len(digits.split.test), -1).astype(np.float32)
     found = samples.sample_quality(Perfect(), digits, means, 0, lambda text: None)

@@ -88,7 +88,7 @@ COMMAND_LINE = """
 
 
 def test_a_killed_process_is_started_again_and_the_run_finishes(tmp_path):
-    """By torchrun itself, through the command line, which finds the checkpoint without being told."""
+    """torchrun restarts the command line, which finds the checkpoint by itself."""
     run = tmp_path / "run"
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(COMMAND_LINE))

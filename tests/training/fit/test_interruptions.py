@@ -166,7 +166,7 @@ def test_a_signal_saves_and_resuming_cannot_be_seen(digits, uninterrupted, tmp_p
     assert not stopped.finished
     assert checkpoint.read_state(checkpoint.latest(tmp_path))["step"] == at
     assert signal.getsignal(number) is handler
-    ignored = TINY.replace(lr=1, epochs=1)  # the config that lies in the run is what counts
+    ignored = TINY.replace(lr=1, epochs=1)  # the config in the run is used
     resumed = fit(ignored, digits, tmp_path, resume=True, progress=Watch())
     assert resumed.finished
     assert resumed.history[-1]["step"] == 44
