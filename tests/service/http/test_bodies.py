@@ -97,7 +97,7 @@ def test_base64_as_people_write_it():
         ([], WrongShape, r"/images/1 is \[0\]; some@1 takes \[4, 5, 1\]"),
     ],
 )
-def test_what_is_wrong_with_an_image_is_told_with_its_place(item, kind, said):
+def test_errors_in_images_name_their_place(item, kind, said):
     with pytest.raises(kind, match=said) as refused:
         bodies.images_from_list([text(png(pixels()[0])), item], GREY, BUDGET)
     assert [error.pointer for error in refused.value.errors] == ["/images/1"]
@@ -141,7 +141,7 @@ def test_latents():
         ([[0.0, 0, 0], [[0.0], [1.0, 2.0]]], WrongShape, "/latents/1 has lists of different lengths"),
     ],
 )
-def test_what_is_wrong_with_latents_is_told_with_its_place(items, kind, said):
+def test_errors_in_latents_name_their_place(items, kind, said):
     with pytest.raises(kind, match=said) as refused:
         bodies.latents_from_list(items, GREY, BUDGET)
     assert [error.pointer for error in refused.value.errors] == ["/latents/1"]

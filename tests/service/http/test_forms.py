@@ -48,7 +48,7 @@ def test_what_an_http_library_writes_is_read():
         (b"--B\r\nX: " + b"y" * 100_000 + b"\r\n\r\nx\r\n--B--", TYPE, "not multipart/form-data"),
     ],
 )
-def test_what_is_no_form_is_told(body, content_type, said):
+def test_a_body_that_is_not_a_form_gets_a_clear_error(body, content_type, said):
     with pytest.raises(InvalidRequest, match=said):
         read_form(body, content_type, max_files=8)
 

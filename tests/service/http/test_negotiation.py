@@ -39,7 +39,7 @@ def test_accept(accept, expected):
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/webp", "*/*;q=0", "application/json;q=0", "nonsense"])
-def test_what_cannot_be_made_is_told_with_what_can(accept):
+def test_unsupported_media_types_list_the_supported_ones(accept):
     with pytest.raises(NotAcceptable) as refused:
         negotiate(accept, POSSIBLE)
     assert all(media_type in refused.value.detail for media_type in POSSIBLE)
@@ -68,7 +68,7 @@ def test_content_type(header, expected):
 @pytest.mark.parametrize(
     "header", [None, "", "text/plain", "application/x-www-form-urlencoded", "image/tiff"]
 )
-def test_other_content_types_are_told_with_what_to_type(header):
+def test_other_content_types_get_an_error_that_says_what_to_send(header):
     with pytest.raises(UnsupportedMediaType, match="-H 'Content-Type: ") as refused:
         content_type(header, POSSIBLE)
     assert JSON in refused.value.detail

@@ -120,7 +120,7 @@ def test_every_request_on_the_page_is_answered(served):
     assert sent > 50
 
 
-def test_each_operation_stands_once_outside_of_the_group_of_variants():
+def test_each_operation_appears_once_outside_the_group_of_variants():
     names = [path for _, path, operation in OPERATIONS if operation["tags"] != [openapi.BY_NAME]]
     assert {f"/{each.name}" for each in all_operations() if each.default_model} <= set(names)
     assert "/models/{name}/map" in names

@@ -80,7 +80,7 @@ def test_all_fields_are_checked_at_once():
     assert [pointer for pointer, _ in found] == ["/n", "/seed", "/x~0y~1z"]
 
 
-def test_a_million_mistakes_are_told_as_one():
+def test_a_million_mistakes_are_one_error():
     assert len(wrong(EncodeBody, b'{"images": [' + b"1.5," * 500_000 + b"1]}")) == 1
     assert len(wrong(DecodeBody, b'{"latents": [[' + b"null," * 500_000 + b"1]]}")) == 1
     assert len(wrong(SampleBody, b"{" + b",".join(b'"%d":0' % i for i in range(1000)) + b"}")) == 20

@@ -111,7 +111,7 @@ def test_a_similar_path_is_not_found(http, path):
     assert http.get(path).json()["type"] == "/problems/not-found"
 
 
-def test_routes_that_cannot_be_told_apart_are_refused():
+def test_routes_that_cannot_be_distinguished_are_refused():
     async def endpoint(request: Request) -> Response:
         return Response()
 

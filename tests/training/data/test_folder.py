@@ -185,7 +185,7 @@ class TestMapped:
         assert again.digest == first.digest
         assert again.skipped == first.skipped
 
-    def test_a_changed_file_is_decoded_anew(self, tmp_path, cache):
+    def test_a_changed_file_is_decoded_again(self, tmp_path, cache):
         fill(tmp_path / "set", 100, side=16)
         first = load(str(tmp_path / "set"), ImageTarget(memory_limit=0))
         picture(999, side=16).save(tmp_path / "set" / "circles" / "000.jpg")

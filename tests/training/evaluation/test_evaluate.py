@@ -80,7 +80,7 @@ def test_the_chunk_size_changes_nothing(exported, digits, evaluation, monkeypatc
         assert again[name].value == pytest.approx(metric.value, rel=1e-5), name
 
 
-def test_a_trained_model_embeds_better_than_chance_and_others_are_beside_it(evaluation, digits):
+def test_a_trained_model_embeds_better_than_chance_and_is_compared_with_baselines(evaluation, digits):
     metrics = evaluation.metrics
     for suffix in ("", "_pca", "_pixels", "_random"):
         assert metrics[f"linear_probe{suffix}"].n == metrics[f"knn5{suffix}"].n == len(digits.split.test)

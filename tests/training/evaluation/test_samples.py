@@ -70,7 +70,7 @@ def test_distances_to_neighbours_are_root_mean_squares_of_grey_on_0_1():
     np.testing.assert_array_equal(twins < 5e-4, [False, False, True, False, False, True, False])
 
 
-def test_a_real_model_s_samples_are_beside_reconstructions_and_real_images(exported, digits):
+def test_samples_of_a_real_model_are_compared_with_reconstructions_and_real_images(exported, digits):
     means = exported.engine.encode(digits.pixels[digits.split.test]).mean
     found = samples.sample_quality(exported.engine, digits, means, 0, lambda text: None)
     again = samples.sample_quality(exported.engine, digits, means, 0, lambda text: None)

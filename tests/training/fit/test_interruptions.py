@@ -117,7 +117,7 @@ def test_killed_while_a_checkpoint_is_written(digits, uninterrupted, tmp_path):
         assert_same_end(tmp_path / str(number), uninterrupted.run)
 
 
-def test_a_full_disk_ends_the_run_and_its_last_checkpoint_goes_on(digits, uninterrupted, tmp_path):
+def test_a_full_disk_ends_the_run_and_its_last_checkpoint_can_be_resumed(digits, uninterrupted, tmp_path):
     """A real failing write, by the process's limit on the size of files; first into the tensors."""
     at = random.randrange(1, 40)
     run_parent(

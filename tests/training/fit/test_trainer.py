@@ -404,7 +404,7 @@ def test_a_config_must_fit_the_data():
 
 
 @pytest.mark.parametrize("activation", ["pre", "post"])
-def test_larger_images_are_told_apart(activation, digits, tmp_path):
+def test_larger_images_are_distinguished(activation, digits, tmp_path):
     """Without norms the networks for them decode everything to the mean image and never learn."""
     pixels = digits.pixels.repeat(4, axis=1).repeat(4, axis=2)
     images = from_arrays("large", pixels, digits.labels)

@@ -104,7 +104,7 @@ def test_in_bfloat16_the_flow_stays_float32():
     [FLOW, TINY.replace(likelihood="logistic", iwae=3, prior="flow", flow_blocks=2)],
     ids=["flow", "all"],
 )
-def test_a_run_with_a_flow_goes_on_to_the_bit_and_learns(config, digits, tmp_path, monkeypatch):
+def test_a_run_with_a_flow_resumes_bit_identically_and_learns(config, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     whole = learned_and_gone_on(config, digits, tmp_path)
     network, state = checkpoint.load(whole.checkpoint)

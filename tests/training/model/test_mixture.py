@@ -64,7 +64,7 @@ def test_in_bfloat16_the_mixture_stays_float32():
     torch.testing.assert_close(output.log_prior, network.prior.log_density(output.z))
 
 
-def test_a_run_with_a_mixture_goes_on_to_the_bit_learns_it_and_is_exported_without(
+def test_a_run_with_a_mixture_resumes_bit_identically_and_learns_it(
     digits, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)

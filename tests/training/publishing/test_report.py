@@ -112,7 +112,7 @@ def test_a_run_whose_data_have_gone_still_has_its_curves(run, tmp_path):
     assert "No pictures: the images of gone & <lost> cannot be read" in page.text
 
 
-def test_a_run_that_has_hardly_begun_has_a_page(run, tmp_path):
+def test_a_run_that_has_just_started_has_a_page(run, tmp_path):
     shutil.copy(run.run / "config.json", tmp_path / "config.json")
     page = page_of(tmp_path)
     assert "No checkpoint yet." in page.text
