@@ -1,26 +1,7 @@
 """Every way in which a request can fail, as exceptions that carry status, slug and title (RFC 9457).
 
-Problem                           raised anywhere, answered as application/problem+json
-├── InvalidRequest            422 a field, a parameter or the syntax of the body
-│   ├── BadImage              422 bytes that cannot be decoded as an image
-│   └── WrongShape            422 an array of another shape or dtype than the model's
-├── NotFound                  404 no such path
-│   └── UnknownModel          404 no model of that name is loaded
-├── MethodNotAllowed          405 the path has other methods, see Allow
-├── NotAcceptable             406 no media type in Accept can be produced
-├── SlowRequest               408 the body did not arrive in time
-├── WrongModel                409 the version is not loaded, or the model lacks what the request needs
-├── NoPrior                   409 the model has no prior to sample from
-├── TooLarge                  413 body, pixels or count
-├── UnsupportedMediaType      415 the body's media type cannot be read
-├── Unauthorized              401 no valid API key
-├── Overloaded                429 the queue is full; retry after Retry-After
-├── NotReady                  503 still loading; retry after Retry-After
-├── Draining                  503 stopping; another replica will answer
-├── Timeout                   504 the deadline passed
-└── Internal                  500 our fault: no details, only the id under which they are logged
-
-No route contains a status number. The docstring of each class is the text of its page /problems/<slug>.
+Each may be raised anywhere and is answered as application/problem+json. No route contains a status number.
+The docstring of each class is the text of its page /problems/<slug>.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +10,10 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import BaseModel, Field
 
+from vaeserve.bundle.images import FORMATS
+
 MEDIA_TYPE = "application/problem+json"
+UNREADABLE = f"the bytes are not a readable image (unknown format); send {', '.join(FORMATS)}"
 
 
 class Pointer(BaseModel):
@@ -60,6 +44,8 @@ class Problem(Exception):
     slug: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     retry_after: ClassVar[int | None] = None  # seconds
+    example: ClassVar[str]  # a `detail`, for the OpenAPI document
+    example_errors: ClassVar[Sequence[Pointer]] = ()
 
     def __init__(
         self, detail: str, *, errors: Sequence[Pointer] = (), headers: Mapping[str, str] | None = None
@@ -77,12 +63,18 @@ class InvalidRequest(Problem):
     expected."""
 
     status, slug, title = 422, "invalid-request", "The request is not valid"
+    example = "query /n: Input should be greater than or equal to 1. /docs shows what is expected."
+    example_errors = (
+        Pointer(pointer="/n", location="query", detail="Input should be greater than or equal to 1"),
+    )
 
 
 class BadImage(InvalidRequest):
     """The bytes cannot be decoded as an image. Send a whole PNG, JPEG, WebP, GIF or BMP file."""
 
     slug, title = "bad-image", "The image cannot be read"
+    example = f"/images/0 {UNREADABLE}."
+    example_errors = (Pointer(pointer="/images/0", location="body", detail=UNREADABLE),)
 
 
 class WrongShape(InvalidRequest):
@@ -90,36 +82,49 @@ class WrongShape(InvalidRequest):
     files, which are resized."""
 
     slug, title = "wrong-shape", "The array has the wrong shape or type"
+    example = "/latents/0 is [3]; mnist@1 takes [32]."
+    example_errors = (Pointer(pointer="/latents/0", location="body", detail="is [3]; mnist@1 takes [32]"),)
 
 
 class NotFound(Problem):
     """There is nothing at this path. /docs lists the paths."""
 
     status, slug, title = 404, "not-found", "There is nothing here"
+    example = "There is nothing at /encoded; /docs shows what there is."
 
 
 class UnknownModel(NotFound):
     """No model of this name is loaded. GET /models lists those that are."""
 
     slug, title = "unknown-model", "No such model"
+    example = "There is no model 'unknown' here; there are mnist."
 
 
 class MethodNotAllowed(Problem):
     """The path does not have this method. The Allow header lists the methods that it has."""
 
     status, slug, title = 405, "method-not-allowed", "Method not allowed"
+    example = "/encode has no GET; it has POST."
 
 
 class NotAcceptable(Problem):
     """This route cannot produce any media type in the Accept header. The detail lists those that it can."""
 
     status, slug, title = 406, "not-acceptable", "Not acceptable"
+    example = (
+        "Nothing that Accept asks for can be made here; ask for application/json, application/x-npy, "
+        "application/x-npz."
+    )
 
 
 class SlowRequest(Problem):
     """The body did not arrive in time. Send it faster, or less of it."""
 
     status, slug, title = 408, "slow-request", "The request came too slowly"
+    example = (
+        "The body did not arrive in time; send it at more than 16,384 bytes a second, with the right "
+        "Content-Length."
+    )
 
 
 class WrongModel(Problem):
@@ -131,6 +136,10 @@ class WrongModel(Problem):
     """
 
     status, slug, title = 409, "wrong-model", "Not this model"
+    example = (
+        "mnist@9 is not loaded; there is mnist@1. Name one of these: latents of one version mean nothing to "
+        "another."
+    )
 
 
 class NoPrior(Problem):
@@ -138,6 +147,7 @@ class NoPrior(Problem):
     prior, or send latents of your own to /decode."""
 
     status, slug, title = 409, "no-prior", "No prior"
+    example = "mnist@1 has no prior to sample from; publish a version with one, or send latents to /decode."
 
 
 class TooLarge(Problem):
@@ -145,24 +155,31 @@ class TooLarge(Problem):
     the request."""
 
     status, slug, title = 413, "too-large", "Too large"
+    example = "n = 257 is more than the 256 of one request; send several."
 
 
 class UnsupportedMediaType(Problem):
     """This route cannot read the body's Content-Type. The detail lists the types that it can."""
 
     status, slug, title = 415, "unsupported-media-type", "Unsupported media type"
+    example = (
+        "text/plain cannot be read here; send application/json, application/x-npy. "
+        "With curl: -H 'Content-Type: application/json'."
+    )
 
 
 class Unauthorized(Problem):
     """The request has no valid API key. Send one as `Authorization: Bearer <key>`."""
 
     status, slug, title = 401, "unauthorized", "Unauthorized"
+    example = "Send an API key: `Authorization: Bearer <key>`."
 
 
 class Overloaded(Problem):
     """More work is queued than can be done in time. Retry after the number of seconds in Retry-After."""
 
     status, slug, title, retry_after = 429, "overloaded", "Overloaded", 1
+    example = "More work is waiting than can be done in time; try again after Retry-After seconds."
 
 
 class NotReady(Problem):
@@ -170,22 +187,27 @@ class NotReady(Problem):
     seconds in Retry-After."""
 
     status, slug, title, retry_after = 503, "not-ready", "Not ready", 1
+    example = "The models are being loaded; try again in a moment."
 
 
 class Draining(Problem):
     """The service is stopping. Retry: another replica will answer."""
 
     status, slug, title, retry_after = 503, "draining", "Stopping", 1
+    example = "The service is stopping; try again, another replica will answer."
 
 
 class Timeout(Problem):
     """The answer was not ready before the deadline. Ask for less at a time, or retry later."""
 
     status, slug, title = 504, "timeout", "Out of time"
+    example = "The answer was not there in time; send less at once, or try again later."
 
 
 class Internal(Problem):
     """The service failed. Its log has the reason under the id of the request."""
+
+    example = "The service failed on this request; its log has the reason under the id in `instance`."
 
 
 def kinds(root: type[Problem] = Problem) -> Iterator[type[Problem]]:
@@ -197,7 +219,12 @@ def kinds(root: type[Problem] = Problem) -> Iterator[type[Problem]]:
 
 def content(problem: Problem, request_id: str, *, status: int | None = None) -> bytes:
     """The problem as JSON, the body of the answer. `status` replaces the problem's own."""
-    fields: dict[str, Any] = {
+    return orjson.dumps(fields(problem, request_id, status=status))
+
+
+def fields(problem: Problem, request_id: str, *, status: int | None = None) -> dict[str, Any]:
+    """The problem as RFC 9457 writes it; see ProblemDetails."""
+    members: dict[str, Any] = {
         "type": f"/problems/{problem.slug}",
         "title": problem.title,
         "status": status or problem.status,
@@ -205,5 +232,5 @@ def content(problem: Problem, request_id: str, *, status: int | None = None) -> 
         "instance": request_id,
     }
     if problem.errors:
-        fields["errors"] = [error.model_dump() for error in problem.errors]
-    return orjson.dumps(fields)
+        members["errors"] = [error.model_dump() for error in problem.errors]
+    return members

@@ -31,65 +31,6 @@ COMMANDS = {
     "application/x-npy": "curl --data-binary @array.npy -H 'Content-Type: application/x-npy'",
 }
 
-# Of each problem one `detail`, and the pointers of those that have any.
-DETAILS: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
-    "invalid-request": (
-        "query /n: Input should be greater than or equal to 1. /docs shows what is expected.",
-        [("/n", "query", "Input should be greater than or equal to 1")],
-    ),
-    "bad-image": (
-        "/images/0 the bytes are not a readable image (unknown format); send PNG, JPEG, WEBP, GIF, BMP.",
-        [
-            (
-                "/images/0",
-                "body",
-                "the bytes are not a readable image (unknown format); send PNG, JPEG, WEBP, GIF, BMP",
-            )
-        ],
-    ),
-    "wrong-shape": (
-        "/latents/0 is [3]; mnist@1 takes [32].",
-        [("/latents/0", "body", "is [3]; mnist@1 takes [32]")],
-    ),
-    "not-found": ("There is nothing at /encoded; /docs shows what there is.", []),
-    "unknown-model": ("There is no model 'unknown' here; there are mnist.", []),
-    "method-not-allowed": ("/encode has no GET; it has POST.", []),
-    "not-acceptable": (
-        "Nothing that Accept asks for can be made here; ask for application/json, application/x-npy, "
-        "application/x-npz.",
-        [],
-    ),
-    "slow-request": (
-        "The body did not arrive in time; send it at more than 16,384 bytes a second, with the right "
-        "Content-Length.",
-        [],
-    ),
-    "wrong-model": (
-        "mnist@9 is not loaded; there is mnist@1. Name one of these: latents of one version mean nothing to "
-        "another.",
-        [],
-    ),
-    "no-prior": (
-        "mnist@1 has no prior to sample from; publish a version with one, or send latents to /decode.",
-        [],
-    ),
-    "too-large": ("n = 257 is more than the 256 of one request; send several.", []),
-    "unsupported-media-type": (
-        "text/plain cannot be read here; send application/json, application/x-npy. "
-        "With curl: -H 'Content-Type: application/json'.",
-        [],
-    ),
-    "unauthorized": ("Send an API key: `Authorization: Bearer <key>`.", []),
-    "overloaded": ("More work is waiting than can be done in time; try again after Retry-After seconds.", []),
-    "not-ready": ("The models are being loaded; try again in a moment.", []),
-    "draining": ("The service is stopping; try again, another replica will answer.", []),
-    "timeout": ("The answer was not there in time; send less at once, or try again later.", []),
-    "internal": (
-        "The service failed on this request; its log has the reason under the id in `instance`.",
-        [],
-    ),
-}
-
 
 def model(service: Service) -> tuple[Manifest, bool]:
     """The model that the examples are for, and whether requests must name it."""
@@ -151,16 +92,6 @@ def components(
         for name, summary, value in each.answers(manifest):
             found[f"{each.result.__name__}.{name}"] = {"summary": summary, "value": value}
     for kind in problems.kinds():
-        detail, pointers = DETAILS[kind.slug]
-        value = {
-            "type": f"/problems/{kind.slug}",
-            "title": kind.title,
-            "status": kind.status,
-            "detail": detail,
-            "instance": "0b6e7c1d92f4a853",
-        }
-        if pointers:
-            names = ("pointer", "location", "detail")
-            value["errors"] = [dict(zip(names, each, strict=True)) for each in pointers]
-        found[kind.slug] = {"summary": kind.title, "value": value}
+        problem = kind(kind.example, errors=kind.example_errors)
+        found[kind.slug] = {"summary": kind.title, "value": problems.fields(problem, "0b6e7c1d92f4a853")}
     return found

@@ -1,4 +1,4 @@
-"""The images that a model is trained and evaluated on, binarised for a Bernoulli likelihood."""
+"""The images that a model is trained and evaluated on, binarised for a likelihood of binary pixels."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from training.data.images import ByteImages, Images, Indices, Subset
 from vaeserve.bundle.batched import ImageSource
+from vaeserve.bundle.likelihood import LIKELIHOODS
 from vaeserve.bundle.noise import noise
 
 
@@ -33,6 +34,10 @@ class Binarised:
 
 
 def model_inputs(likelihood: str | None, data: Images, rows: Indices, seed: int) -> ImageSource:
-    """These rows of the data, binarised if the likelihood is Bernoulli and the data are grey."""
+    """These rows of the data, binarised if the likelihood is of binary pixels and the data are grey."""
     images = Subset(data.pixels, rows)
-    return Binarised(images, seed) if likelihood == "bernoulli" and not data.binary else images
+    return (
+        Binarised(images, seed)
+        if likelihood in LIKELIHOODS and LIKELIHOODS[likelihood].binary and not data.binary
+        else images
+    )

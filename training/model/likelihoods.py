@@ -21,8 +21,12 @@ class Likelihood:
 
     kind: ClassVar[Kind]
     symbol: ClassVar[str] = "σ"  # of the scale
-    binary: ClassVar[bool] = False  # whether pixels are 0 or 1, so that grey images are binarised first
     first_scale: ClassVar[float | None] = None  # where a scale that is learned starts, on [0, 1]
+
+    @property
+    def binary(self) -> bool:
+        """Whether pixels are 0 or 1, so that grey images are binarised first."""
+        return records.LIKELIHOODS[self.kind].binary
 
     def mean(self, logits: Tensor) -> Tensor:
         """E[x|z] in [0, 1], of the decoder's logits."""
@@ -49,7 +53,6 @@ class Bernoulli(Likelihood):
     """Pixels that are black or white, with the probability of white from the decoder."""
 
     kind = "bernoulli"
-    binary = True
 
     def log_prob(self, logits: Tensor, pixels: Tensor, scale: Tensor | None, levels: int | None) -> Tensor:
         return (

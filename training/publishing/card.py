@@ -1,9 +1,11 @@
 """Writes the model card, README.md of a bundle: what a person must know before using a model."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.config import TrainConfig, flags
 from training.data.images import Images
 from training.data.sources import SETS
 from training.model.likelihoods import LIKELIHOODS
@@ -43,20 +45,8 @@ SAMPLE_COLUMNS = {
     "_real": "real images",
 }
 COLUMNS = {"": "this model", "_pca": "PCA", "_pixels": "raw pixels", "_random": "untrained encoder"}
-FLAGS = (
-    "epochs",
-    "batch",
-    "lr",
-    "seed",
-    "latent",
-    "width",
-    "activation",
-    "channels",
-    "fit",
-    "likelihood",
-    "beta",
-)
-LATER = {"prior": "normal", "iwae": 1}  # flags and defaults that older versions do not have
+# They do not change the model; or `fit_command` writes them itself.
+NOT_REPEATED = frozenset({"data", "name", "memory_limit", "device", "compile"})
 CAPTIONS = {
     "overview.png": "Originals, reconstructions, samples, and an interpolation between two images.",
     "reconstructions.png": "Test images, each above its reconstruction from the posterior mean.",
@@ -202,7 +192,7 @@ def card(
         trained=TRAINED["flow" if flow else config.get("prior", "normal")],
         prior=prior,
         data=source,
-        command=fit_command(config, source if source in SETS else f"<folder of>/{source}"),
+        command=fit_command(config, source if source in SETS else f"path/to/{source}"),
         code=manifest.training.code if manifest.training else "",
         libraries=", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
         comparison=comparison,
@@ -250,18 +240,16 @@ def splits(data: Images) -> str:
 
 
 def fit_command(config: Mapping[str, Any], source: str) -> str:
-    """The command that trains the model again from the data at `source`."""
-    words = [f"vae-train fit --data {source}"]
+    """The command that trains the model again from the data at `source`, with all but default settings."""
+    words = [f"vae-train fit --data {shlex.quote(source)}"]
     if config.get("name") not in (None, Path(source).stem):
         words.append(f"--name {config['name']}")
-    if size := config.get("image_size"):
-        words.append(f"--image-size {size[0]}x{size[1]}")
-    words += [f"--{flag} {config[flag]}" for flag in FLAGS if config.get(flag) is not None]
-    words += [
-        f"--{flag} {config[flag]}" for flag, default in LATER.items() if config.get(flag, default) != default
-    ]
-    if config.get("free_bits"):
-        words.append(f"--free-bits {config['free_bits']}")
+    defaults = TrainConfig().to_dict()
+    for field in flags():
+        value = config.get(field)
+        if field not in NOT_REPEATED and value not in (None, defaults[field]):
+            written = "x".join(map(str, value)) if isinstance(value, list) else value
+            words.append(f"--{field.replace('_', '-')} {written}")
     lines = [""]
     for word in words:
         if len(lines[-1]) + len(word) > 96:

@@ -8,7 +8,7 @@ That makes it a probability, so bits per dimension are comparable, and σ → 0 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebval
@@ -37,6 +37,7 @@ class _Likelihood(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    binary: ClassVar[bool] = False  # whether pixels are 0 or 1, so that grey images are binarised first
     kind: str  # declared here, so that it comes first in the manifest
 
     def log_prob(self, images: ByteImages, pixels: Floats, levels: int = 256) -> Doubles:
@@ -78,6 +79,7 @@ class _Likelihood(BaseModel, ABC):
 class Bernoulli(_Likelihood):
     """Each pixel is black or white, and white with the probability that the decoder returns."""
 
+    binary: ClassVar[bool] = True
     kind: Literal["bernoulli"] = "bernoulli"
     scale: None = None
 

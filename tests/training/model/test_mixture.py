@@ -64,9 +64,7 @@ def test_in_bfloat16_the_mixture_stays_float32():
     torch.testing.assert_close(output.log_prior, network.prior.log_density(output.z))
 
 
-def test_a_run_with_a_mixture_resumes_bit_identically_and_learns_it(
-    digits, tmp_path, monkeypatch
-):
+def test_a_run_with_a_mixture_resumes_bit_identically_and_learns_it(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     whole = learned_and_gone_on(MIXED, digits, tmp_path)
 
