@@ -9,16 +9,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-import typer
-from pydantic import ValidationError
 
 from tests.training.runs import EVERY, TINY, Watch, assert_same_end
-from training.config import ConfigError, TrainConfig, flags, resolve
+from training.config import TrainConfig, resolve
 from training.data.images import from_arrays
 from training.fit import batches, checkpoint, schedule, state, trainer
-from training.fit.distributed import Ranks
 from training.fit.trainer import TrainingError, fit
-from training.flags import with_settings
 from training.model import networks, objective
 
 
@@ -173,22 +169,6 @@ def test_validation_that_no_longer_improves_ends_the_run(digits, uninterrupted, 
     assert next(elbos) == 9  # no evaluation since
 
 
-def test_patience_ends_nothing_before_the_warm_up_is_over_or_when_it_is_0():
-    plan = schedule.plan(resolved(patience=2, kl_warmup=0.5), 1000)
-    assert not plan.over(plan.warm, None)
-    best = {"step": plan.evaluate_every}
-    assert not plan.over(plan.evaluate_every * 3 - 1, best)
-    assert plan.over(plan.evaluate_every * 3, best)
-    endless = schedule.plan(resolved(patience=0), 1000)
-    assert not endless.over(endless.total - 1, {"step": 1})
-    assert endless.over(endless.total, None)
-
-
-def resolved(**settings):
-    config = TINY.replace(epochs=1000, **settings)
-    return resolve(config, name="a", train=1000, image=(8, 8, 1), binary=False)
-
-
 @pytest.mark.parametrize("lr", [1e3, 1e20])
 def test_a_learning_rate_that_explodes_ends_with_a_sentence(digits, tmp_path, lr):
     """Whether by losses, weights or the validation that are not finite: nothing of it is ever saved."""
@@ -303,20 +283,6 @@ def test_without_a_terminal_progress_is_plain_lines(digits, tmp_path, capsys):
     assert "validation ELBO" in lines[0]
 
 
-def test_the_learning_rate_rises_falls_and_ends_near_zero():
-    config = TrainConfig(lr=0.1, lr_warmup=0.1)
-    rates = [schedule.learning_rate(config, step, 100) for step in range(100)]
-    assert 0 < rates[0] < rates[5] < rates[10] == max(rates) == 0.1
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 1e-4
-
-
-def test_the_kl_weight_rises_to_one_and_stays():
-    config = TrainConfig(kl_warmup=0.1)
-    assert [schedule.kl_weight(config, step, 100) for step in (0, 5, 10, 99)] == [0, 0.5, 1, 1]
-    assert schedule.kl_weight(config.replace(kl_warmup=0), 1, 100) == 1
-
-
 def test_weights_decay_and_biases_do_not():
     network = networks.build(resolve(TINY, name="a", train=100, image=(8, 8, 1), binary=False))
     decayed, others = state._optimizer(network, TINY).param_groups
@@ -324,83 +290,6 @@ def test_weights_decay_and_biases_do_not():
     assert others["weight_decay"] == 0
     assert {p.ndim for p in others["params"]} == {1}
     assert len(decayed["params"]) + len(others["params"]) == len(list(network.parameters()))
-
-
-def test_a_config_round_trips_json_and_refuses_nonsense():
-    config = TrainConfig(image_size=(37, 53), latent=7, betas=(0.5, 0.6))
-    assert TrainConfig.from_json(config.to_json()) == config
-    with pytest.raises(ConfigError, match="newer"):
-        TrainConfig.from_dict({"flux": 1})
-    for wrong in ({"epochs": 0}, {"lr": math.nan}, {"channels": 2}, {"beta": -1}, {"image_size": (2, 8)}):
-        with pytest.raises(ConfigError, match=f"--{next(iter(wrong)).replace('_', '-')} cannot be "):
-            TrainConfig(**wrong)
-    with pytest.raises(ConfigError, match=r"`ema` cannot be 1: Input should be less than 1"):
-        TrainConfig(ema=1)
-
-
-def test_a_config_is_frozen_and_a_changed_copy_is_checked():
-    config = TrainConfig(epochs=3)
-    with pytest.raises(ValidationError, match="frozen"):
-        config.epochs = 4
-    assert config.replace(epochs=4) == TrainConfig(epochs=4)
-    with pytest.raises(ConfigError, match="--epochs cannot be 0"):
-        config.replace(epochs=0)
-    with pytest.raises(ConfigError, match="leave out --free-bits"):
-        config.replace(prior="flow", free_bits=0.1)
-
-
-def test_the_command_line_sets_every_flag_of_the_config(monkeypatch):
-    """Each flag with a value that is not its default reaches the field of its name."""
-    given = {
-        "data": "mnist",
-        "name": "some",
-        "epochs": 3,
-        "batch": 7,
-        "lr": 0.5,
-        "seed": 9,
-        "latent": 5,
-        "width": 6,
-        "activation": "post",
-        "image_size": (12, 8),
-        "channels": 3,
-        "fit": "cover",
-        "memory_limit": 10,
-        "likelihood": "logistic",
-        "prior": "mixture",
-        "iwae": 2,
-        "free_bits": 0.5,
-        "beta": 2.0,
-        "device": "cpu",
-        "compile": False,
-        "precision": "float32",
-        "patience": 3,
-    }
-    assert given.keys() == flags().keys()
-    seen = []
-
-    def command(settings: dict, steps: int = 1) -> None:
-        seen.append(settings)
-
-    app = typer.Typer()
-    app.command()(with_settings(command))
-    arguments = []
-    for name, value in given.items():
-        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        arguments += [f"--no-{name}"] if value is False else [f"--{name.replace('_', '-')}", text]
-    app(arguments, standalone_mode=False)
-    assert TrainConfig(**seen[0] | {"iwae": 1, "free_bits": 0}) == TrainConfig(
-        **given | {"iwae": 1, "free_bits": 0}
-    )
-    app([], standalone_mode=False)
-    assert TrainConfig(**seen[1]) == TrainConfig()
-
-
-def test_a_config_must_fit_the_data():
-    config = TrainConfig(image_size=(37, 53))
-    with pytest.raises(ConfigError, match="8x8"):
-        resolve(config, name="a", train=100, image=(8, 8, 1), binary=False)
-    with pytest.raises(ConfigError, match="warp"):
-        Ranks().device("warp")
 
 
 @pytest.mark.parametrize("activation", ["pre", "post"])

@@ -1,0 +1,35 @@
+"""The schedule of a run: learning rate, weight of the rate, and the end."""
+
+from tests.training.runs import TINY
+from training.config import TrainConfig, resolve
+from training.fit import schedule
+
+
+def test_the_learning_rate_rises_falls_and_ends_near_zero():
+    config = TrainConfig(lr=0.1, lr_warmup=0.1)
+    rates = [schedule.learning_rate(config, step, 100) for step in range(100)]
+    assert 0 < rates[0] < rates[5] < rates[10] == max(rates) == 0.1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 1e-4
+
+
+def test_the_kl_weight_rises_to_one_and_stays():
+    config = TrainConfig(kl_warmup=0.1)
+    assert [schedule.kl_weight(config, step, 100) for step in (0, 5, 10, 99)] == [0, 0.5, 1, 1]
+    assert schedule.kl_weight(config.replace(kl_warmup=0), 1, 100) == 1
+
+
+def test_patience_ends_nothing_before_the_warm_up_is_over_or_when_it_is_0():
+    plan = schedule.plan(resolved(patience=2, kl_warmup=0.5), 1000)
+    assert not plan.over(plan.warm, None)
+    best = {"step": plan.evaluate_every}
+    assert not plan.over(plan.evaluate_every * 3 - 1, best)
+    assert plan.over(plan.evaluate_every * 3, best)
+    endless = schedule.plan(resolved(patience=0), 1000)
+    assert not endless.over(endless.total - 1, {"step": 1})
+    assert endless.over(endless.total, None)
+
+
+def resolved(**settings):
+    config = TINY.replace(epochs=1000, **settings)
+    return resolve(config, name="a", train=1000, image=(8, 8, 1), binary=False)
