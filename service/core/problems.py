@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import BaseModel, Field
 
-from vaeserve.bundle.images import FORMATS
+from vaeserve.bundle.images import unreadable
 
 MEDIA_TYPE = "application/problem+json"
-UNREADABLE = f"the bytes are not a readable image (unknown format); send {', '.join(FORMATS)}"
 
 
 class Pointer(BaseModel):
@@ -73,8 +72,8 @@ class BadImage(InvalidRequest):
     """The bytes cannot be decoded as an image. Send a whole PNG, JPEG, WebP, GIF or BMP file."""
 
     slug, title = "bad-image", "The image cannot be read"
-    example = f"/images/0 {UNREADABLE}."
-    example_errors = (Pointer(pointer="/images/0", location="body", detail=UNREADABLE),)
+    example = f"/images/0 {unreadable('unknown format')}."
+    example_errors = (Pointer(pointer="/images/0", location="body", detail=unreadable("unknown format")),)
 
 
 class WrongShape(InvalidRequest):

@@ -36,8 +36,5 @@ class Binarised:
 def model_inputs(likelihood: str | None, data: Images, rows: Indices, seed: int) -> ImageSource:
     """These rows of the data, binarised if the likelihood is of binary pixels and the data are grey."""
     images = Subset(data.pixels, rows)
-    return (
-        Binarised(images, seed)
-        if likelihood in LIKELIHOODS and LIKELIHOODS[likelihood].binary and not data.binary
-        else images
-    )
+    binary = likelihood is not None and LIKELIHOODS[likelihood].binary
+    return Binarised(images, seed) if binary and not data.binary else images

@@ -170,9 +170,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"the image has more than the {max_pixels:,} pixels allowed") from error
     except Exception as error:  # as in read_image
-        raise ImageError(
-            f"the bytes are not a readable image ({_reason(error)}); send {', '.join(FORMATS)}"
-        ) from error
+        raise ImageError(unreadable(_reason(error))) from error
     width, height = image.size
     allowed = max_pixels // COST.get(image.format or "", 1)
     if width * height > allowed or max(width, height) > MAX_SIDE:
@@ -230,6 +228,11 @@ def _fit(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
 def _is_grey(image: Image.Image) -> bool:
     colours = image.convert("RGB").getcolors(256) or []
     return all(red == green == blue for _, (red, green, blue) in colours)  # type: ignore[misc]
+
+
+def unreadable(reason: str) -> str:
+    """The message for bytes that no format reads."""
+    return f"the bytes are not a readable image ({reason}); send {', '.join(FORMATS)}"
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,7 @@ def with_service(function: Callable[..., int | None]) -> Callable[..., int | Non
     *own, service = inspect.signature(function).parameters.values()
     shared = inspect.signature(service.annotation).parameters.values()
 
+    @wraps(function)
     def run(**values: Any) -> int | None:
         options = {each.name: values.pop(each.name) for each in shared}
         return function(**values, service=service.annotation(**options))
@@ -47,5 +49,4 @@ def with_service(function: Callable[..., int | None]) -> Callable[..., int | Non
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *shared)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # where typer looks
     run.__annotations__ = {each.name: each.annotation for each in parameters}
-    run.__name__, run.__doc__ = function.__name__, function.__doc__
     return run
