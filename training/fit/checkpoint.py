@@ -63,8 +63,8 @@ def best(run: Path) -> Path | None:
 
 
 def clean(run: Path) -> None:
-    """Remove what an interrupted `save` left behind."""
-    for draft in (run / "checkpoints").glob(".step-*.tmp"):
+    """Remove what an interrupted `save` or `write` left behind."""
+    for draft in (*(run / "checkpoints").glob(".step-*.tmp"), *run.glob(".*.json*-*")):
         shutil.rmtree(draft)
 
 

@@ -81,6 +81,7 @@ def test_killed_again_and_again_at_random_moments(uninterrupted, tmp_path):
         seed := random.randrange(2**32),
     )
     assert not list((tmp_path / "checkpoints").glob(".*")), seed
+    assert not list(tmp_path.glob(".*")), seed
     assert_same_end(tmp_path, uninterrupted.run)
 
 
