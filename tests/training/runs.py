@@ -31,7 +31,7 @@ class Watch:
         self.notes.append(text)
 
 
-def learned_and_gone_on(config, images, folder):
+def learned_and_resumed(config, images, folder):
     """The result of a run that improved. A twin that was interrupted and resumed must equal it."""
     whole = fit(config, images, folder / "whole", progress=Watch())
     elbos = [line["validation"]["elbo"] for line in whole.history]

@@ -29,9 +29,10 @@ def point(*place):
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """labelled@1 with a mixture of all images and of three of its four labels; plain@1 with none; flowing@1
-    with a flow beside those mixtures; bare@1 with one that says no density."""
-    folder, work, flowing, bare = (
-        tmp_path_factory.mktemp(name) for name in ("models", "draft", "flow", "bare")
+    with a flow beside those mixtures; bare@1 with a flow without its
+    density; priorless@1 with no prior at all."""
+    folder, work, flowing, bare, priorless = (
+        tmp_path_factory.mktemp(name) for name in ("models", "draft", "flow", "bare", "priorless")
     )
     draft = make_draft(work)
     by_label = {0: point(2, 0, 0, 0), 1: point(0, 2, 0, 0), 2: point(0, 0, 2, 0)}
@@ -45,6 +46,8 @@ def repository(tmp_path_factory):
     draft = with_flow(replace(draft, manifest=draft.manifest.model_copy(update={"labels": LABELS})))
     publish(folder, "flowing", draft)
     publish(folder, "bare", with_flow(make_draft(bare), density=False))
+    draft = make_draft(priorless)
+    publish(folder, "priorless", replace(draft, manifest=draft.manifest.model_copy(update={"prior": None})))
     return folder
 
 
@@ -198,3 +201,11 @@ def test_another_part_of_a_seed_has_another_tag(url):
         httpx.get(f"{url}/sample?seed=7&first={first}", timeout=60).headers["ETag"] for first in (0, 1, 1)
     ]
     assert tags[0] != tags[1] == tags[2]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_model_without_a_prior_cannot_be_sampled_but_decodes(url, method):
+    answer = httpx.request(method, f"{url}/models/priorless/sample", json={} if method == "POST" else None)
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/no-prior")
+    assert "publish a version with one, or send latents to /decode" in answer.json()["detail"]
+    assert httpx.post(f"{url}/models/priorless/decode", json={"latents": [[0, 0, 0, 0]]}).status_code == 200

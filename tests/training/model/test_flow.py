@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.runs import EVERY, TINY, Watch, learned_and_gone_on
+from tests.training.runs import EVERY, TINY, Watch, learned_and_resumed
 from training.evaluation import evaluate
 from training.fit import checkpoint, schedule, trainer
 from training.model import objective
@@ -106,7 +106,7 @@ def test_in_bfloat16_the_flow_stays_float32():
 )
 def test_a_run_with_a_flow_resumes_bit_identically_and_learns(config, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-    whole = learned_and_gone_on(config, digits, tmp_path)
+    whole = learned_and_resumed(config, digits, tmp_path)
     network, state = checkpoint.load(whole.checkpoint)
     assert any(weight.abs().max() > 0 for weight in (block.last.weight for block in network.flow.blocks))
     if config.iwae > 1:

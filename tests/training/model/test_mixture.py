@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from tests.training.runs import EVERY, TINY, learned_and_gone_on
+from tests.training.runs import EVERY, TINY, learned_and_resumed
 from training.config import ConfigError
 from training.fit import checkpoint, schedule
 from training.model.mixture import Mixture
@@ -66,7 +66,7 @@ def test_in_bfloat16_the_mixture_stays_float32():
 
 def test_a_run_with_a_mixture_resumes_bit_identically_and_learns_it(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-    whole = learned_and_gone_on(MIXED, digits, tmp_path)
+    whole = learned_and_resumed(MIXED, digits, tmp_path)
 
     network, _ = checkpoint.load(whole.checkpoint)
     assert network.prior.log_diagonals.abs().max() > 0  # each component has got a shape of its own

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.config import ConfigError
+from training.config import ConfigError, TrainConfig
 from training.publishing import figures as pictures
 from training.publishing import report
+from training.publishing.card import fit_command
 from training.publishing.publish import publish_checkpoint
 from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
@@ -153,3 +154,14 @@ def test_traversals_leave_out_dimensions_that_say_nothing(exported, digits):
         for values in (each, np.ones(8))
     ]
     assert rows[0] == pytest.approx(rows[1] * 6 / 8, abs=12)
+
+
+def test_the_command_of_a_card_repeats_every_setting_that_is_not_a_default():
+    config = TrainConfig(
+        name="a", epochs=3, image_size=(8, 6), precision="float32", patience=0, free_bits=0.5
+    )
+    command = fit_command(config.to_dict() | {"device": "cpu", "memory_limit": 5}, "my photos")
+    assert command.replace(" \\\n   ", "").split(" ") == [
+        *("vae-train", "fit", "--data", "'my", "photos'", "--name", "a", "--epochs", "3"),
+        *("--image-size", "8x6", "--free-bits", "0.5", "--precision", "float32", "--patience", "0"),
+    ]
