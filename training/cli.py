@@ -57,7 +57,8 @@ def fit(
         bool, typer.Option("--tensorboard", help="Also write the metrics to <run>/tensorboard.")
     ] = False,
 ) -> None:
-    """Train, evaluate and publish. Ctrl-C saves the run; `--resume` continues it exactly.
+    """Train, evaluate and publish. Ctrl-C saves the run; `--resume` continues it exactly, and extends it with
+    more `--epochs`.
 
     For several processes: `torchrun --nproc-per-node N -m -- training fit --run DIR …`, which resumes the
     run in DIR automatically.
@@ -65,7 +66,7 @@ def fit(
     with _sentences():
         from training.data.images import ImageTarget
         from training.data.load import load
-        from training.fit import distributed, trainer
+        from training.fit import distributed, trainer, warm_start
         from training.publishing import report
         from training.publishing.publish import publish_checkpoint
 
@@ -74,9 +75,11 @@ def fit(
         if resume or (ranks.launched and run):  # torchrun repeats the command after a crash
             found = ranks.share(lambda: _config(run, needed=resume))
         resume = found is not None
-        config = found or TrainConfig(**settings)
+        asked = warm_start.inherit(TrainConfig(**_absolute(settings)))
+        config = found or asked
+        source = asked.data if "data" in settings else config.data
         with ranks.in_turn():
-            images = load(config.data, ImageTarget.of(config), _say if ranks.first else lambda text: None)
+            images = load(source, ImageTarget.of(config), _say if ranks.first else lambda text: None)
         if run is None:
             run = Path("runs") / (config.name or images.name)
             if not ranks.launched:
@@ -90,7 +93,7 @@ def fit(
                 _write_skipped(run, images.skipped)
         seconds = None if stop_after is None else 60 * stop_after
         result = trainer.fit(
-            config, images, run, resume=resume, stop_after=seconds, tensorboard=tensorboard, ranks=ranks
+            asked, images, run, resume=resume, stop_after=seconds, tensorboard=tensorboard, ranks=ranks
         )
         distributed.leave(ranks)
         if not ranks.first:
@@ -254,6 +257,12 @@ def _sentences() -> Iterator[None]:
     ) as error:
         _say(f"vae-train: {error}")
         raise typer.Exit(1) from error
+
+
+def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with absolute paths: a run may be resumed or exported from another folder."""
+    paths = {name: settings[name] for name in ("data", "init") if settings.get(name)}
+    return settings | {name: str(Path(path).resolve()) for name, path in paths.items() if Path(path).exists()}
 
 
 def _check_name(name: str) -> None:

@@ -26,10 +26,15 @@ Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 Prior = Literal["normal", "flow", "mixture"]
 Activation = Literal["pre", "post"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Augment = Literal["auto", "none", "light"]
 
 # Pixels seen in a run, from which torch.compile is worth it: on one core it takes 20 s (some CPUs: 100 s) and
 # then saves 6 to 8 % of the time, which is 26 minutes for so many pixels at the reference network.
 COMPILING_PAYS = 2e9
+
+
+# What `--resume` may change: epochs extend the run, the others do not decide about the weights.
+CHANGEABLE = frozenset({"epochs", "data", "device", "memory_limit", "checkpoint_seconds"})
 
 
 class ConfigError(Exception):
@@ -63,6 +68,31 @@ def _size(value: Any) -> Any:
 _Side = Annotated[int, Field(ge=4)]
 
 
+class Augmentation(BaseModel):
+    """Random changes of training images. Each is uniform between -amount and amount; without any: none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    mirror: bool = False  # left and right, half of the images
+    shift: float = 0.0  # share of each side
+    rotation: float = 0.0  # degrees
+    scale: float = 0.0  # 0.1: between 1/1.1 and 1.1 times the size
+    brightness: float = 0.0  # added to pixels in [0, 1]
+    contrast: float = 0.0  # 0.2: between 0.8 and 1.2 times the distance to the image's mean
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """All changes but the mirror image, by name."""
+        return self.model_dump(exclude={"mirror"})
+
+    def __str__(self) -> str:
+        parts = [f"{name} {amount:.3g}" for name, amount in self.amounts.items() if amount]
+        return ", ".join(parts + ["mirror images"] * self.mirror) or "none"
+
+
+NO_AUGMENTATION = Augmentation()
+
+
 class TrainConfig(BaseModel):
     """Everything that determines the weights of a run, apart from the images themselves."""
 
@@ -73,13 +103,23 @@ class TrainConfig(BaseModel):
     ] = "digits"
     name: Annotated[str | None, Flag("Name of the model.", "the name of the data")] = None
     epochs: Annotated[
-        int | None, Field(ge=1), Flag("Passes over the training images.", "by the number of images")
+        int | None, Field(ge=1), Flag("Passes over the training images.", "about 10 000 steps")
     ] = None
-    batch: Annotated[int, Field(ge=1), Flag("Images per step.")] = 128
+    minutes: Annotated[
+        float, Field(gt=0), Flag("Longest training on this machine, unless --epochs is given.")
+    ] = 30.0
+    batch: Annotated[
+        int | None, Field(ge=1), Flag("Images per step.", "32 to 128, by the number of images")
+    ] = None
     lr: Annotated[float, Field(gt=0), Flag("Peak learning rate, after warm-up.")] = 2e-3
     # At most a JSON number that is exact.
     seed: Annotated[int, Field(ge=0, lt=2**53), Flag("Decides weights, order and noise.")] = 0
-    latent: Annotated[int | None, Field(ge=1), Flag("Latent dimensions.", "by the image size")] = None
+    latent: Annotated[
+        int | None,
+        Field(ge=1),
+        BeforeValidator(lambda value: None if value == "auto" else value),
+        Flag("Latent dimensions.", "auto, from the variance of the images", metavar="auto|D", text=True),
+    ] = None
     width: Annotated[int, Field(ge=1), Flag("The one dial of the network: channels of its first stage.")] = 32
     activation: Annotated[
         Activation, Flag("Activation of residual blocks: pre reconstructs better, post embeds better.")
@@ -95,6 +135,15 @@ class TrainConfig(BaseModel):
         Flag("Grey or colour.", "the channels of the data", metavar="1|3", text=True),
     ] = None
     fit: Annotated[Fit, Flag("How images of another aspect ratio are resized.")] = "contain"
+    augment: Annotated[
+        Augment,
+        Flag("Random changes of training images. auto: those after which images still look like the set."),
+    ] = "auto"
+    augmentation: Augmentation | None = None  # what `augment` means for the data
+    init: Annotated[
+        str | None,
+        Flag("Start from the weights of a bundle or checkpoint, with its network.", metavar="FOLDER"),
+    ] = None
     memory_limit: Annotated[
         int,
         Field(ge=0),
@@ -139,6 +188,8 @@ class TrainConfig(BaseModel):
         Field(ge=0),
         Flag("Validations without a better ELBO after which the run ends; 0: never end early."),
     ] = 10
+    evaluate_every: Annotated[int | None, Field(ge=1)] = None  # steps; None: 20 to 40 times a run
+    extended_at: Annotated[int, Field(ge=0)] = 0  # the step from which --epochs extended a finished run
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 300.0
 
     @model_validator(mode="wrap")
@@ -166,14 +217,24 @@ class TrainConfig(BaseModel):
         return self
 
     @property
+    def images_per_step(self) -> int:
+        """The batch of a resolved config."""
+        assert self.batch is not None
+        return self.batch
+
+    @property
     def kind(self) -> Likelihood:
         """The likelihood of a resolved config."""
         assert self.likelihood != "auto"
         return self.likelihood
 
     def replace(self, **changes: Any) -> Self:
-        """A config with other values, checked like a new one (ConfigError)."""
-        return type(self).model_validate(dict(self) | changes)
+        """A config with other values, checked like a new one (ConfigError).
+
+        What neither has set stays unset: a resumed run compares only what was asked for.
+        """
+        asked = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate(asked | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` takes them back."""
@@ -218,12 +279,14 @@ def resolve(
     image: tuple[int, int, int],
     binary: bool,
     levels: int = 256,
+    latent: int = 32,
 ) -> TrainConfig:
-    """The config with every None filled from the data.
+    """The config with every None filled from the data, except for what is measured (training.fit.automatic).
 
     `name` is the name of the data, `train` its number of training images, `image` (height, width, channels),
     `levels` how many values its pixels have. `binary`: they are all 0 or 255, so `likelihood: auto` is
-    Bernoulli, else Gaussian. ConfigError when the config names another image shape than the data has.
+    Bernoulli, else Gaussian. `latent` is the number of latent dimensions unless the config has one.
+    ConfigError when the config names another image shape than the data has.
     """
     height, width, channels = image
     if config.image_size not in (None, (height, width)) or config.channels not in (None, channels):
@@ -234,7 +297,7 @@ def resolve(
     likelihood = config.likelihood
     if likelihood == "auto":
         likelihood = "bernoulli" if binary else "gaussian"
-    batch = min(config.batch, train)
+    batch = min(config.batch or default_batch(train), train)
     epochs = config.epochs or default_epochs(train // batch)
     long = epochs * train * math.prod(image) >= COMPILING_PAYS
     return config.replace(
@@ -242,7 +305,7 @@ def resolve(
         batch=batch,
         epochs=epochs,
         compile=long and config.iwae == 1 if config.compile is None else config.compile,
-        latent=config.latent or default_latent(height, width),
+        latent=config.latent or latent,
         image_size=(height, width),
         channels=channels,
         likelihood=likelihood,
@@ -250,15 +313,41 @@ def resolve(
     )
 
 
-def default_latent(height: int, width: int) -> int:
-    """Latent dimensions for a size: the literature uses 40–50 on 28², 64 on 32² and 128 on 64².
+def resumed(saved: TrainConfig, asked: TrainConfig, step: int) -> TrainConfig:
+    """The config with which a run continues after `step` steps: `saved`, with what `asked` may change.
 
-    Unused dimensions cost no rate.
+    More epochs extend the run: the learning rate follows the longer schedule, and warm-ups are not repeated.
+    ConfigError names any other setting that `asked` sets to another value.
     """
-    side = math.sqrt(height * width)
-    return next((d for limit, d in ((8, 16), (28, 32), (40, 64), (80, 128)) if side <= limit), 256)
+    changed = {
+        name: value
+        for name in asked.model_fields_set
+        if (value := getattr(asked, name)) not in (None, "auto") and value != getattr(saved, name)
+    }
+    if fixed := sorted(changed.keys() - CHANGEABLE):
+        raise ConfigError(
+            f"the run has {', '.join(f'{_named(name)} {getattr(saved, name)}' for name in fixed)}, which "
+            f"cannot become {', '.join(str(changed[name]) for name in fixed)}: leave it out, "
+            "or start a new --run, with --init if it shall start from these weights"
+        )
+    epochs = changed.get("epochs")
+    if epochs is not None and saved.epochs is not None:
+        shorter = saved.epochs / epochs
+        changed |= {
+            "extended_at": step,
+            "kl_warmup": saved.kl_warmup * shorter,
+            "lr_warmup": saved.lr_warmup * shorter,
+        }
+        if shorter > 1:
+            raise ConfigError(f"the run has {saved.epochs} epochs: --epochs can only be more than that")
+    return saved.replace(**changed)
+
+
+def default_batch(train: int) -> int:
+    """Fewer images per step for a small set: the same time then has more steps."""
+    return next((batch for fewer, batch in ((1_000, 32), (10_000, 64)) if train < fewer), 128)
 
 
 def default_epochs(steps_per_epoch: int) -> int:
-    """About 10 000 steps, but at least 10 and at most 80 epochs: more over-fit a small set."""
-    return min(max(round(10_000 / steps_per_epoch), 10), 80)
+    """About 10 000 steps, but at least 10 epochs."""
+    return max(round(10_000 / steps_per_epoch), 10)

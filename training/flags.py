@@ -12,16 +12,20 @@ from training.config import Flag, TrainConfig, flags
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each field in place of its parameter `settings`, a dict of their values."""
+    """The command with a flag for each field in place of its parameter `settings`, a dict of the values that
+    were given."""
 
     @wraps(command)
-    def run(**values: Any) -> None:
+    def run(context: typer.Context, **values: Any) -> None:
         settings = {name: values.pop(name) for name in flags()}
-        command(settings=settings, **values)
+        sources = {name: context.get_parameter_source(name) for name in settings}
+        given = {name: settings[name] for name, by in sources.items() if by and by.name != "DEFAULT"}
+        command(settings=given, **values)
 
     own = inspect.signature(command).parameters
     made = [_parameter(name, flag) for name, flag in flags().items()]
-    parameters = [*made, *(each for name, each in own.items() if name != "settings")]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *made, *(each for name, each in own.items() if name != "settings")]
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # where typer looks
         [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
     )

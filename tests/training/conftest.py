@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.training.runs import EVERY, TINY, Watch
+from tests.training.runs import TINY, Watch
 from training.config import TrainConfig
 from training.data.load import load
-from training.fit import schedule, trainer
+from training.fit import trainer
 from training.publishing.export import export
 from vaeserve.bundle.engine import Engine
 
@@ -21,7 +21,9 @@ def digits():
 def run(digits, tmp_path_factory):
     """The result of ten epochs with a narrow network: enough to be better than no model."""
     return trainer.fit(
-        TrainConfig(epochs=10, width=8, latent=8, precision="float32"), digits, tmp_path_factory.mktemp("run")
+        TrainConfig(epochs=10, batch=128, width=8, latent=8, precision="float32"),
+        digits,
+        tmp_path_factory.mktemp("run"),
     )
 
 
@@ -34,6 +36,4 @@ def exported(run, digits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def uninterrupted(digits, tmp_path_factory):
     """A run of 44 steps that nothing disturbed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-        return trainer.fit(TINY, digits, tmp_path_factory.mktemp("uninterrupted"), progress=Watch())
+    return trainer.fit(TINY, digits, tmp_path_factory.mktemp("uninterrupted"), progress=Watch())

@@ -9,10 +9,19 @@ from training.config import TrainConfig
 from training.fit import checkpoint
 from training.fit.trainer import fit
 
-# 44 steps of a tiny network; checkpoints only where a test asks for them. Evaluated every 11 steps. In
-# float32, so that every machine computes about the same.
-TINY = TrainConfig(epochs=4, width=4, latent=4, checkpoint_seconds=1e9, precision="float32")
 EVERY = 11
+# 44 steps of a tiny network; checkpoints only where a test asks for them. In float32, so that every machine
+# computes about the same.
+TINY = TrainConfig(
+    epochs=4,
+    batch=128,
+    width=4,
+    latent=4,
+    augment="none",
+    evaluate_every=EVERY,
+    checkpoint_seconds=1e9,
+    precision="float32",
+)
 
 
 class Watch:

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import TrainConfig
+from training.config import NO_AUGMENTATION, TrainConfig
 from training.data.images import ByteImages, Images, Indices
+from training.fit.augment import augment
 from training.fit.distributed import Ranks
 from training.model import objective
 from training.model.likelihoods import LIKELIHOODS
@@ -53,12 +54,16 @@ def draw(
     """This process's share of the batch `rows`: images [n, c, h, w], noise [n, d], or [n, k, d] for a
     bound of k samples.
 
-    Images are binarised for a Bernoulli. Random numbers are drawn for the whole batch, so they do not
-    depend on the number of processes.
+    Images are augmented for a training step (`purpose: step`) and binarised for a Bernoulli. Random numbers
+    are drawn for the whole batch, so they do not depend on the number of processes.
     """
     assert config.latent is not None  # resolved
     noise = generator(pixels.device, config.seed, purpose, number)
     images = pixels.batch(ranks.mine(rows))
+    if purpose == "step" and config.augmentation not in (None, NO_AUGMENTATION):
+        changes = generator(pixels.device, config.seed, "augment", number)
+        uniform = torch.rand(len(rows), 7, generator=changes, device=pixels.device)
+        images = augment(images, ranks.mine(uniform), config.augmentation)
     if LIKELIHOODS[config.kind].binary:
         uniform = torch.rand(len(rows), *images.shape[1:], generator=noise, device=pixels.device)
         images = objective.binarise(images, ranks.mine(uniform))

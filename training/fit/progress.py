@@ -19,18 +19,26 @@ class Progress(Protocol):
     def note(self, text: str) -> None: ...
 
 
+def stderr(text: str) -> None:
+    """Print a line of the log."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Lines:
     """One plain line per evaluation, for logs; `out` takes each."""
 
-    def __init__(self, epochs: int, out: Any = print) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, steps: int, out: Any = stderr) -> None:
+        self.epochs, self.steps = epochs, steps
         self.out = out
+        self.first, self.started = 0, time.monotonic()
 
     def step(self, step: int, epoch: int, distortion: float, rate: float, images_per_second: float) -> None:
-        pass
+        self.first = self.first or step
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        self.out(describe(line, self.epochs))
+        done, left = line["step"] - self.first + 1, self.steps - line["step"]
+        seconds = left * (time.monotonic() - self.started) / max(done, 1)
+        self.out(describe(line, self.epochs) + (f"  {duration(seconds)} left" if left else ""))
 
     def note(self, text: str) -> None:
         self.out(text)
@@ -40,7 +48,7 @@ class Silent(Lines):
     """Shows nothing: for all processes but the first."""
 
     def __init__(self) -> None:
-        super().__init__(0, lambda text: None)
+        super().__init__(0, 0, lambda text: None)
 
 
 class Bar:
@@ -83,11 +91,18 @@ def shown(epochs: int, steps: int) -> Iterator[Progress]:
     else:
         console = Console(stderr=True)
     if console is None or not console.is_terminal:
-        yield Lines(epochs, lambda text: print(text, file=sys.stderr, flush=True))
+        yield Lines(epochs, steps)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     with RichProgress(*columns, TimeRemainingColumn(), console=console) as bar:
         yield Bar(bar, bar.add_task("starting", total=steps, figures=""), epochs)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe(line: Mapping[str, Any], epochs: int) -> str:
@@ -95,7 +110,7 @@ def describe(line: Mapping[str, Any], epochs: int) -> str:
     train, held_out = line["train"], line["validation"]
     skipped = f"  {train['skipped']} steps skipped" if train["skipped"] else ""
     return (
-        f"epoch {line['epoch']}/{epochs}  step {line['step']}  {line['images_per_second']:,.0f} images/s  "
+        f"epoch {line['epoch']:g}/{epochs}  step {line['step']}  {line['images_per_second']:,.0f} images/s  "
         f"train {train['distortion']:.2f} + {train['rate']:.2f}  "
         f"validation ELBO {held_out['elbo']:.2f}  rate {held_out['rate']:.2f}  "
         f"MSE {held_out['mse']:.5f}{skipped}"

@@ -52,7 +52,7 @@ def train_step(
     else:
         loss = -objective.bound(distortions, output, beta).mean()
     # DDP takes the mean over processes, whose shares may differ by an image.
-    loss = loss * (len(images) * ranks.size / config.batch)
+    loss = loss * (len(images) * ranks.size / config.images_per_step)
     now.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm_tensor = torch.nn.utils.clip_grad_norm_(now.network.parameters(), clip_bound(config, now.norms))
@@ -65,9 +65,11 @@ def train_step(
     finite = math.isfinite(norm) and math.isfinite(value)
     taken = finite and not is_spike(config, norm, now.norms)
     if taken:
-        variance = objective.optimal_variance(figures[-1], config.batch * math.prod(images.shape[1:]))
+        variance = objective.optimal_variance(
+            figures[-1], config.images_per_step * math.prod(images.shape[1:])
+        )
         now.apply_gradient(variance, config.ema)
-        now.count(distortion=distortion, rate=rate, squares=squared, images=config.batch)
+        now.count(distortion=distortion, rate=rate, squares=squared, images=config.images_per_step)
     else:
         now.count(skipped=1)
     now.end_step(norm, finite=finite)

@@ -15,7 +15,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config import ConfigError, TrainConfig, resolve
+from training.config import NO_AUGMENTATION, ConfigError, TrainConfig, resumed
 from training.data.images import Images
-from training.fit import checkpoint, schedule, state, step, stopping
+from training.fit import automatic, checkpoint, schedule, state, step, stopping, warm_start
 from training.fit.batches import Pixels, draw, order
 from training.fit.compiling import compiled
 from training.fit.distributed import Ranks
-from training.fit.precision import autocast, cast, resolve_precision
-from training.fit.progress import Progress, Silent, shown
+from training.fit.precision import autocast, cast
+from training.fit.progress import Progress, Silent, shown, stderr
 from training.fit.schedule import Plan
 from training.fit.state import State
+from training.fit.threads import threads
 from training.fit.tracking import TensorBoard
 from training.fit.validation import evaluate, selection_score
 from training.model import networks
 from training.model.networks import VAE, Output
 
-FEW_PIXELS = 2**15  # in a batch: below that a second thread costs more than it saves
 MOST_BAD_STEPS = 20  # non-finite in a row: no run has recovered after so many
 ALONE = Ranks()
 
@@ -86,23 +86,28 @@ def fit(
 ) -> Result:
     """Train on `data.split.train`; write checkpoints and metrics.jsonl to `run`.
 
-    `resume` continues from the newest checkpoint in `run`, with the config in that folder. SIGINT, SIGTERM
-    and the end of `stop_after` seconds finish the step, save and return with `finished=False`. Raises
-    TrainingError, ConfigError and CheckpointError; the last good checkpoint is always kept.
+    `resume` continues from the newest checkpoint in `run`, with the config in that folder; more epochs in
+    `config` extend the run. SIGINT, SIGTERM and the end of `stop_after` seconds finish the step, save and
+    return with `finished=False`. Raises TrainingError, ConfigError and CheckpointError; the last good
+    checkpoint is always kept.
     """
-    config = ranks.share(lambda: _start(config, data, run, resume, ranks))
-    if config.batch < ranks.size:
+    note = progress.note if progress else stderr
+    config = ranks.share(lambda: _start(config, data, run, resume, ranks, build, note))
+    if config.images_per_step < ranks.size:
         raise ConfigError(f"--batch {config.batch} is less than one image for each of {ranks.size} processes")
-    plan = schedule.plan(config, len(data.split.train))
-    with _threads(config), contextlib.ExitStack() as stack:
+    plan = schedule.plan(config, len(data.split.train), len(data.split.validation))
+    with threads(config), contextlib.ExitStack() as stack:
         stop = stack.enter_context(stopping.stop_requests(stop_after))
         if not ranks.first:
             progress = Silent()
         elif progress is None:
             progress = stack.enter_context(shown(config.epochs or 0, plan.total))
         device = ranks.device(config.device)
-        now = state.start(build(config), config, device)
-        if saved := ranks.share(lambda: _newest(run)):
+        network, saved = build(config), ranks.share(lambda: _newest(run))
+        if (source := config.init) and not saved:
+            warm_start.load(network, ranks.share(lambda: warm_start.weights(Path(source))), source)
+        now = state.start(network, config, device)
+        if saved:
             now.restore(*saved)
             progress.note(f"resuming from step {now.step} of {plan.total}")
         board = None
@@ -124,7 +129,7 @@ def _train(job: _Job, now: State, stop: Callable[[], bool]) -> Result:
         epoch, place = divmod(now.step, plan.per_epoch)
         if shuffled[0] != epoch:
             shuffled = (epoch, order(config.seed, epoch, train))
-        rows = shuffled[1][place * config.batch : (place + 1) * config.batch]
+        rows = shuffled[1][place * config.images_per_step : (place + 1) * config.images_per_step]
         try:
             images, eps = draw(config, job.pixels, rows, ranks, "step", now.step)
         except OSError as error:
@@ -139,7 +144,7 @@ def _train(job: _Job, now: State, stop: Callable[[], bool]) -> Result:
                 f"the loss was not finite for {now.bad} steps, up to step {now.step - 1}; {_kept(job)}; "
                 f"try a smaller --lr than {config.lr:g}"
             )
-        speed = config.batch * (now.step - clock_step) / max(time.monotonic() - clock, 1e-9)
+        speed = config.images_per_step * (now.step - clock_step) / max(time.monotonic() - clock, 1e-9)
         job.progress.step(now.step, epoch + 1, now.mean("distortion"), now.mean("rate"), speed)
 
         # While steps are not finite nothing is saved or selected, so the last checkpoint stays good.
@@ -181,7 +186,7 @@ def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[s
         now.best = {"step": now.step, "elbo": elbo}
     line = {
         "step": now.step,
-        "epoch": now.step // job.plan.per_epoch,
+        "epoch": round(now.step / job.plan.per_epoch, 2),
         "train": {
             "distortion": now.mean("distortion"),
             "rate": now.mean("rate"),
@@ -210,7 +215,9 @@ def _forward(job: _Job, network: VAE) -> Callable[[Tensor, Tensor], Output]:
     config, device = job.config, job.pixels.device
     module: torch.nn.Module = network
     if config.compile:
-        images, eps = draw(config, job.pixels, job.data.split.train[: config.batch], job.ranks, "trial", 0)
+        images, eps = draw(
+            config, job.pixels, job.data.split.train[: config.images_per_step], job.ranks, "trial", 0
+        )
         with autocast(config.precision, device):
             module = compiled(network, images, eps, job.progress.note)
     return cast(job.ranks.parallel(module, device), config.precision, device)
@@ -242,38 +249,46 @@ def _newest(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return (checkpoint.read_state(newest), checkpoint.read_tensors(newest)) if newest else None
 
 
-def _start(config: TrainConfig, data: Images, run: Path, resume: bool, ranks: Ranks) -> TrainConfig:
+def _start(
+    config: TrainConfig,
+    data: Images,
+    run: Path,
+    resume: bool,
+    ranks: Ranks,
+    build: Callable[[TrainConfig], VAE],
+    note: Callable[[str], None],
+) -> TrainConfig:
     """The config to train with: resolved and written to `run`, or the one that a resumed run has there."""
     path = run / "config.json"
     newest = checkpoint.latest(run)
+    done = checkpoint.read_state(newest) if newest else None
     if resume and path.exists():
-        config = TrainConfig.from_json(path.read_text())
+        saved = TrainConfig.from_json(path.read_text())
+        config = resumed(saved, config, done["step"] if done else 0)
+        if config.epochs != saved.epochs:
+            note(_extension(saved, config, len(data.split.train)))
+        if done and config.augmentation is None:  # a run of a version without augmentation
+            config = config.replace(augmentation=NO_AUGMENTATION)
     elif newest:
         raise TrainingError(f"{run} already holds a run: continue it with --resume, or choose another --run")
-    if newest and checkpoint.read_state(newest)["data"]["digest"] != data.digest:
+    if done and done["data"]["digest"] != data.digest:
         raise TrainingError(f"the images are not those that {run} was trained on: start a new --run")
-    config = resolve(
-        config,
-        name=data.name,
-        train=len(data.split.train),
-        image=data.shape,
-        binary=data.binary,
-        levels=data.levels,
-    )
-    config = config.replace(precision=resolve_precision(config.precision, ranks.device(config.device)))
+    if not done:
+        config = warm_start.inherit(config)
+    config = automatic.resolved(config, data, ranks, build, note)
     run.mkdir(parents=True, exist_ok=True)
     checkpoint.clean(run)
     checkpoint.write(path, config.to_json())
     return config
 
 
-@contextlib.contextmanager
-def _threads(config: TrainConfig) -> Iterator[None]:
-    """Use one thread for small batches of small images: on a busy machine two took 29× the time."""
-    before = torch.get_num_threads()
-    if config.batch * math.prod(config.image_size or ()) < FEW_PIXELS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _extension(saved: TrainConfig, config: TrainConfig, images: int) -> str:
+    """What a changed number of epochs does to the learning rate, in words."""
+    per_epoch, step = images // config.images_per_step, config.extended_at
+    before, after = (
+        schedule.learning_rate(each, step, (each.epochs or 0) * per_epoch) for each in (saved, config)
+    )
+    return (
+        f"{config.epochs} epochs instead of {saved.epochs}: the learning rate at step {step} "
+        f"changes from {before:.2g} to {after:.2g}, and falls to 0 at step {(config.epochs or 0) * per_epoch}"
+    )

@@ -25,8 +25,8 @@ def evaluate(
     The noise is the same every time, so two evaluations differ only by their weights.
     """
     sums: list[Tensor] = []  # of each batch: the last one is smaller
-    for start in range(0, len(rows), config.batch):
-        batch = rows[start : start + config.batch]
+    for start in range(0, len(rows), config.images_per_step):
+        batch = rows[start : start + config.images_per_step]
         images, eps = draw(config, pixels, batch, ranks, "validation", start)
         output: Output = network(images, eps)
         distortions, _ = objective.distortions(

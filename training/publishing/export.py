@@ -54,7 +54,8 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
         prior=None if network.flow is None else PriorSpec(kind="flow", file=PRIOR),
         labels=data.label_names,
         training=Training(
-            config=state["config"] | {"step": state["step"], "data": shown_source(config.data)},
+            config=state["config"]
+            | {"step": state["step"], "data": shown_source(config.data), "init": _shown_init(config.init)},
             data=DataRecord(digest=data.digest, n=len(data.pixels)),
             code=code_version(),
         ),
@@ -84,6 +85,11 @@ def code_version() -> str:
 def shown_source(source: str) -> str:
     """The name of the data in a published file: of a path only its last part, since the rest is private."""
     return Path(source).name if Path(source).exists() else source
+
+
+def _shown_init(init: str | None) -> str | None:
+    """models/<name>/<version> or <run>/checkpoints/step-<n>, without the private path before it."""
+    return init and "/".join(Path(init).parts[-3:])
 
 
 def _measured(engine: Engine, network: VAE, images: ImageSource, seed: int) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.checkout import ROOT
-from tests.training.runs import EVERY, TINY, Watch, figures
+from tests.training.runs import TINY, Watch, figures
 from training.config import ConfigError
-from training.fit import checkpoint, schedule
+from training.fit import checkpoint
 from training.fit.distributed import Ranks
 from training.fit.trainer import fit
 
@@ -31,14 +31,12 @@ LIKELIHOODS = {"gaussian": 128, "bernoulli": 127}  # and batches, of which one h
 SCRIPT = """
     import dataclasses, os, sys
     from pathlib import Path
-    from tests.training.runs import EVERY, TINY, Watch
+    from tests.training.runs import TINY, Watch
     from tests.training.fit.test_distributed import LIKELIHOODS
     from training.data.load import load
     from training.fit import distributed
-    from training.fit import schedule
     from training.fit import trainer
 
-    schedule.EVALUATE_EVERY = EVERY
     ranks = distributed.join()
     assert (ranks.size, ranks.launched) == (2, True)
     for likelihood, batch in LIKELIHOODS.items():
@@ -55,7 +53,6 @@ SCRIPT = """
 
 def test_two_processes_match_one(digits, tmp_path, monkeypatch):
     """With half the batch each: σ², noise, order, gradients and every figure; also where 127 is halved."""
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     assert torchrun(script, tmp_path / "two").wait(120) == 0
@@ -92,7 +89,20 @@ def test_a_killed_process_is_started_again_and_the_run_finishes(tmp_path):
     run = tmp_path / "run"
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(COMMAND_LINE))
-    command = [script, "fit", "--run", run, "--epochs", "40", "--width", "4", "--latent", "4"]
+    command = [
+        script,
+        "fit",
+        "--run",
+        run,
+        "--epochs",
+        "40",
+        "--batch",
+        "128",
+        "--width",
+        "4",
+        "--latent",
+        "4",
+    ]
     with torchrun("--max-restarts", "1", "--", *command, stderr=subprocess.PIPE, text=True) as agent:
         deadline = time.monotonic() + 60
         while not checkpoint.latest(run):

@@ -15,27 +15,19 @@ import numpy as np
 import pytest
 
 from tests.checkout import ROOT
-from tests.training.runs import EVERY, TINY, Watch, assert_same_end
-from training.fit import checkpoint, schedule
+from tests.training.runs import TINY, Watch, assert_same_end
+from training.fit import checkpoint
 from training.fit.trainer import TrainingError, fit
-
-
-@pytest.fixture(autouse=True)
-def _frequent_evaluation(monkeypatch):
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
-
 
 # Imports torch once and forks for each life. `train(run)` writes a checkpoint at every step.
 PARENT = """
     import dataclasses, os, random, resource, shutil, signal, sys, time
     from pathlib import Path
-    from tests.training.runs import EVERY, TINY, Watch
+    from tests.training.runs import TINY, Watch
     from training.fit import checkpoint
     from training.data.load import load
-    from training.fit import schedule
     from training.fit import trainer
 
-    schedule.EVALUATE_EVERY = EVERY
     digits = load("digits")
 
     def train(run, at=lambda step: None):
@@ -167,8 +159,7 @@ def test_a_signal_saves_and_resuming_cannot_be_seen(digits, uninterrupted, tmp_p
     assert not stopped.finished
     assert checkpoint.read_state(checkpoint.latest(tmp_path))["step"] == at
     assert signal.getsignal(number) is handler
-    ignored = TINY.replace(lr=1, epochs=1)  # the config in the run is used
-    resumed = fit(ignored, digits, tmp_path, resume=True, progress=Watch())
+    resumed = fit(TINY, digits, tmp_path, resume=True, progress=Watch())
     assert resumed.finished
     assert resumed.history[-1]["step"] == 44
     assert_same_end(tmp_path, uninterrupted.run)

@@ -1,7 +1,9 @@
 """The schedule of a run: learning rate, weight of the rate, and the end."""
 
+import pytest
+
 from tests.training.runs import TINY
-from training.config import TrainConfig, resolve
+from training.config import TrainConfig, default_batch, resolve
 from training.fit import schedule
 
 
@@ -20,14 +22,33 @@ def test_the_kl_weight_rises_to_one_and_stays():
 
 
 def test_patience_ends_nothing_before_the_warm_up_is_over_or_when_it_is_0():
-    plan = schedule.plan(resolved(patience=2, kl_warmup=0.5), 1000)
+    plan = schedule.plan(resolved(patience=2, kl_warmup=0.5), 1000, 100)
     assert not plan.over(plan.warm, None)
     best = {"step": plan.evaluate_every}
     assert not plan.over(plan.evaluate_every * 3 - 1, best)
     assert plan.over(plan.evaluate_every * 3, best)
-    endless = schedule.plan(resolved(patience=0), 1000)
+    endless = schedule.plan(resolved(patience=0), 1000, 100)
     assert not endless.over(endless.total - 1, {"step": 1})
     assert endless.over(endless.total, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "validation", "epochs"), [(600, 75, 500), (1412, 180, 226), (54_000, 6000, 24)]
+)
+def test_a_run_is_validated_20_to_40_times_which_costs_little(images, validation, epochs):
+    config = resolve(TrainConfig(epochs=epochs), name="a", train=images, image=(8, 8, 1), binary=False)
+    plan = schedule.plan(config, images, validation)
+    times = len([step for step in range(1, plan.total + 1) if plan.evaluates(step)])
+    assert 20 <= times <= 41
+    assert times * validation * schedule.EVALUATION_COST <= 0.06 * epochs * images
+
+
+def test_small_sets_get_as_many_steps_as_large_ones_in_smaller_batches():
+    for images in (600, 1631, 54_000):
+        config = resolve(TrainConfig(), name="a", train=images, image=(8, 8, 1), binary=False)
+        assert schedule.plan(config, images, images // 8).total == pytest.approx(10_000, rel=0.05)
+    batches = [default_batch(images) for images in (600, 1631, 54_000)]
+    assert batches == sorted(set(batches))
 
 
 def resolved(**settings):

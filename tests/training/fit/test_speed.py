@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.checkout import ROOT
-from tests.training.runs import EVERY, TINY, Watch, assert_equal
+from tests.training.runs import TINY, Watch, assert_equal
 from training.config import COMPILING_PAYS, TrainConfig, resolve
-from training.fit import checkpoint, precision, schedule
+from training.fit import checkpoint, precision
 from training.fit.trainer import fit
 
 COMPILED = """
@@ -89,7 +89,6 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch):
 
 
 def test_in_bfloat16_it_learns_as_much_and_resumes_as_exactly(digits, uninterrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     config = TINY.replace(precision="bfloat16")
     whole = fit(config, digits, tmp_path / "whole", progress=Watch())
     assert whole.config.precision == "bfloat16"

@@ -4,9 +4,8 @@ import sys
 
 import pytest
 
-from tests.training.runs import EVERY, TINY, Watch
+from tests.training.runs import TINY, Watch
 from training.config import ConfigError
-from training.fit import schedule
 from training.fit.tracking import _flat
 from training.fit.trainer import fit
 
@@ -22,7 +21,6 @@ def test_a_run_writes_its_figures_and_once_only_after_a_resume(digits, tmp_path,
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     config = TINY.replace(epochs=2)
     result = fit(config, digits, tmp_path, progress=Watch(), tensorboard=True)
     fit(config, digits, tmp_path, progress=Watch(), tensorboard=True, resume=True)

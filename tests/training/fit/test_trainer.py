@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.runs import EVERY, TINY, Watch, assert_same_end
+from tests.training.runs import TINY, Watch, assert_same_end
 from training.config import TrainConfig, resolve
 from training.data.images import from_arrays
 from training.fit import batches, checkpoint, schedule, state, trainer
@@ -24,11 +24,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _frequent_evaluation(monkeypatch):
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
 
 
 def test_it_learns_and_leaves_what_it_promises(digits, uninterrupted):

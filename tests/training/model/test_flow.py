@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.runs import EVERY, TINY, Watch, learned_and_resumed
+from tests.training.runs import TINY, Watch, learned_and_resumed
 from training.evaluation import evaluate
-from training.fit import checkpoint, schedule, trainer
+from training.fit import checkpoint, trainer
 from training.model import objective
 from training.model.flow import Flow, log_standard_normal
 from training.model.networks import build
@@ -105,7 +105,6 @@ def test_in_bfloat16_the_flow_stays_float32():
     ids=["flow", "all"],
 )
 def test_a_run_with_a_flow_resumes_bit_identically_and_learns(config, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     whole = learned_and_resumed(config, digits, tmp_path)
     network, state = checkpoint.load(whole.checkpoint)
     assert any(weight.abs().max() > 0 for weight in (block.last.weight for block in network.flow.blocks))

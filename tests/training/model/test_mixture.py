@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from tests.training.runs import EVERY, TINY, learned_and_resumed
+from tests.training.runs import TINY, learned_and_resumed
 from training.config import ConfigError
-from training.fit import checkpoint, schedule
+from training.fit import checkpoint
 from training.model.mixture import Mixture
 from training.model.networks import build
 from training.publishing import card, export
@@ -65,7 +65,6 @@ def test_in_bfloat16_the_mixture_stays_float32():
 
 
 def test_a_run_with_a_mixture_resumes_bit_identically_and_learns_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "EVALUATE_EVERY", EVERY)
     whole = learned_and_resumed(MIXED, digits, tmp_path)
 
     network, _ = checkpoint.load(whole.checkpoint)

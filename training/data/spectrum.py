@@ -1,0 +1,55 @@
+"""The variance of a set by principal component, which says how many latent dimensions are worth having."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.images import ByteImages, Images, Indices, Subset
+
+SIZES = (16, 32, 64, 96, 128, 192, 256)
+LEFT = 0.15  # share of the variance of held-out images
+FEWEST_PER_DIMENSION = 20  # training images
+FITTED, HELD_OUT = 2000, 500  # images
+SIDE = 64  # pixels; finer detail has hardly any of the variance
+
+
+def latent_size(data: Images, seed: int) -> tuple[int, float]:
+    """Latent dimensions for a set, and the share of its variance that as many principal components leave.
+
+    The smallest of SIZES that leaves at most LEFT on validation images, or the largest that has 20 training
+    images for each dimension. Unused dimensions cost no rate, so it is rather too large than too small.
+    """
+    left = variance_left(data, seed)
+    enough = [size for size in SIZES if size * FEWEST_PER_DIMENSION <= len(data.split.train)] or [SIZES[0]]
+    chosen = next((size for size in enough if size > len(left) or left[size - 1] <= LEFT), enough[-1])
+    return chosen, float(left[min(chosen, len(left)) - 1])
+
+
+def variance_left(data: Images, seed: int) -> NDArray[np.float64]:
+    """The share of the variance of validation images outside the first 1, 2, … principal components, which
+    are those of a random choice of training images."""
+    rng = np.random.default_rng(seed)
+    train, held_out = (
+        _flat(data.pixels, np.sort(rng.permutation(rows)[:most]))
+        for rows, most in ((data.split.train, FITTED), (data.split.validation, HELD_OUT))
+    )
+    centre = train.mean(axis=0)
+    train, held_out = train - centre, held_out - centre
+    # The components are the eigenvectors of the smaller of the two products.
+    small = train @ train.T if len(train) < train.shape[1] else train.T @ train
+    values, vectors = np.linalg.eigh(small.astype(np.float64))
+    order = np.argsort(values)[::-1][: max(SIZES)]
+    order = order[values[order] > 1e-9 * max(values[-1], 1e-9)]
+    components = vectors[:, order].astype(np.float32)
+    if len(train) < train.shape[1]:
+        components = train.T @ components / np.sqrt(values[order]).astype(np.float32)
+    explained = np.square(held_out @ components).sum(axis=0, dtype=np.float64)
+    whole = max(float(np.square(held_out).sum(dtype=np.float64)), 1e-9)
+    return np.clip(1 - np.cumsum(explained) / whole, 0, 1)
+
+
+def _flat(pixels: ByteImages, rows: Indices) -> NDArray[np.floating]:
+    """The images as vectors, float32 [m, h·w·c], every second pixel and so on where they are large."""
+    step = -(-max(pixels.shape[1:3]) // SIDE)
+    images = Subset(pixels, rows)
+    parts = [images[at : at + 256][:, ::step, ::step] for at in range(0, len(rows), 256)]
+    return np.concatenate(parts).reshape(len(rows), -1).astype(np.float32) / np.float32(255)
