@@ -75,7 +75,11 @@ class ScoreAnswer(fields.Result):
     p_rate: list[float] | None = None
     p_prior: list[float] | None = None
     p_error: list[float] | None = None
-    is_anomaly: list[bool] | None = Field(default=None, description="p_value ≤ false_positive_rate")
+    is_anomaly: list[bool] | None = Field(
+        default=None,
+        description="p_value ≤ false_positive_rate; null where so small a p-value is not possible",
+    )
+    note: str | None = Field(default=None, description="why `is_anomaly` is null")
     false_positive_rate: float | None = None
     images: list[str] | None = None
     error_map: list[str] | None = None
@@ -111,8 +115,15 @@ async def score(service: Service, model: Model, options: ScoreOptions, images: B
     if model.calibration:
         p_values = model.calibration.p_values(found)
         arrays |= {f"p_{name}": p for name, p in p_values.items()}
-        arrays["is_anomaly"] = p_values["value"] <= options.false_positive_rate
         more_fields["false_positive_rate"] = options.false_positive_rate
+        if (smallest := model.calibration.smallest) <= options.false_positive_rate:
+            arrays["is_anomaly"] = p_values["value"] <= options.false_positive_rate
+        else:
+            more_fields["is_anomaly"] = None
+            more_fields["note"] = (
+                f"{model.manifest.reference} was calibrated on {round(1 / smallest) - 1} images, so no "
+                f"p-value is below {smallest:.2g}: ask for a higher false_positive_rate."
+            )
     arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
     error_map = partial(_error_map, images, reconstructions)
     if "images" in options.return_:

@@ -24,6 +24,11 @@ class Calibration(NamedTuple):
     error: Floats
     surprise: Floats
 
+    @property
+    def smallest(self) -> float:
+        """The smallest p-value that an image can have: 1 / (1 + m)."""
+        return 1 / (1 + len(self.elbo))
+
     def p_values(self, scores: Scores) -> dict[str, Doubles]:
         """(1 + the number of held-out images that are as unusual) / (1 + m) of each image, float64 [n].
 

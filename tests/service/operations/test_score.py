@@ -40,6 +40,22 @@ def test_p_values_are_ranks_among_the_held_out_images(http, tiny, images):
     black = http.post("/score?seed=7", json={"images": np.zeros((1, 8, 8), int).tolist()}).json()
     assert black["p_value"] == pytest.approx([1 / 41])
     assert black["is_anomaly"] == [True]
+    assert "note" not in black
+
+
+def test_where_no_p_value_is_small_enough_nothing_is_called_an_anomaly_or_normal(http, images):
+    """The 40 images of the calibration give p-values from 1/41."""
+    body = http.post("/score?false_positive_rate=0.02", content=npy(images), headers=NPY).json()
+    assert body["is_anomaly"] is None
+    assert "calibrated on 40 images, so no p-value is below 0.024" in body["note"]
+    enough = http.post("/score?false_positive_rate=0.025", content=npy(images), headers=NPY).json()
+    assert len(enough["is_anomaly"]) == len(images)
+    answer = http.post(
+        "/score?false_positive_rate=0.02",
+        content=npy(images),
+        headers=NPY | {"accept": "application/x-npz"},
+    )
+    assert "is_anomaly" not in np.load(io.BytesIO(answer.content)).files
 
 
 def test_the_bound_rises_from_the_elbo(http, images):
