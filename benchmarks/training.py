@@ -2,18 +2,21 @@
 
     python -m venv /somewhere && /somewhere/bin/pip install torch==2.13.0 pythae -e '.[train]'
     python -m benchmarks.training --pythae /somewhere/bin/python
+    python -m benchmarks.training --pythae /somewhere/bin/python --size 64x64x3 --threads 2
 
 1. Steady state: images/s of training steps, medians and ratios. Every trainer runs in a process of its own
    and waits for its turn in its step callback, so the rounds are interleaved: A B C A B C …
 2. Wall time of 1, 5 and 20 epochs on a subset, with each trainer's own validation, checkpoints and
    compilation.
 
-The network is that of `benchmarks.reference`; the images are those of MNIST if VAESERVE_DATA has them, else
-noise.
+At 28×28×1 the network is that of `benchmarks.reference`, and the images are those of MNIST if VAESERVE_DATA
+has them. At another --size it is the network that `vae-train` builds, with 128 latents, on noise; wall time
+is not measured.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -24,9 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BATCH, LATENT = 128, 32
+BATCH = 128
+REFERENCE = (28, 28, 1)
 EPOCHS = (1, 5, 20)
-WARM_UP, ROUND = 10, 25  # steps
+WARM_UP = 10  # steps
+Size = tuple[int, int, int]
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},  # the defaults: bfloat16 if the CPU has it, compiled if the run is long enough
     "float32": {"precision": "float32", "compile": False},
@@ -37,24 +42,41 @@ OURS: dict[str, dict[str, Any]] = {
 # --- one trainer, in a process of its own -------------------------------------------------------------------
 
 
-def images(count: int) -> Any:
-    """Images uint8 [count, 28, 28, 1]."""
+def a_round(size: Size) -> int:
+    """Steps of a round: about the same time at each size."""
+    return 25 if size == REFERENCE else max(2, 100_000 // math.prod(size))
+
+
+def images(count: int, size: Size) -> Any:
+    """Images uint8 [count, *size]."""
     import numpy as np
 
     from training.data.load import load
     from training.data.sources import data_folder
 
-    if (data_folder() / "mnist").is_dir():
+    if size == REFERENCE and (data_folder() / "mnist").is_dir():
         return load("mnist").pixels[:count]
-    return np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (count, *size), dtype=np.uint8)
 
 
-def train_ours(count: int, epochs: int, at_step: Callable[[], None], folder: Path, **settings: Any) -> None:
+def network(size: Size) -> Any:
+    """The network that all trainers train at this size: a `VAE`."""
     from benchmarks.reference import build
+    from training.config import TrainConfig
+    from training.model import networks
+
+    if size == REFERENCE:
+        reference = build().train()
+        return networks.VAE(networks.Shape(28, 28, 1, 32, 32), reference.encoder, reference.decoder)
+    return networks.build(TrainConfig(image_size=size[:2], channels=size[2], latent=128, name="noise"))
+
+
+def train_ours(
+    count: int, size: Size, epochs: int, at_step: Callable[[], None], folder: Path, **settings: Any
+) -> None:
     from training.config import TrainConfig
     from training.data.images import Images, from_arrays
     from training.fit.trainer import fit
-    from training.model.networks import VAE, Shape
 
     class Steps:
         def step(self, *figures: object) -> None:
@@ -64,16 +86,13 @@ def train_ours(count: int, epochs: int, at_step: Callable[[], None], folder: Pat
 
         def note(self, text: str) -> None: ...
 
-    def reference(config: TrainConfig) -> VAE:
-        network = build().train()
-        return VAE(Shape(28, 28, 1, LATENT, 32), network.encoder, network.decoder)
-
-    data: Images = from_arrays("images", images(count))
-    config = TrainConfig(batch=BATCH, latent=LATENT, epochs=epochs, patience=0, **settings)
-    fit(config, data, folder, progress=Steps(), build=reference)
+    data: Images = from_arrays("images", images(count, size))
+    latent = network(size).shape.latent
+    config = TrainConfig(batch=BATCH, latent=latent, epochs=epochs, patience=0, augment="none", **settings)
+    fit(config, data, folder, progress=Steps(), build=lambda config: network(size))
 
 
-def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: Path) -> None:
+def train_pythae(count: int, size: Size, epochs: int, at_step: Callable[[], None], folder: Path) -> None:
     import logging
 
     import torch
@@ -84,15 +103,15 @@ def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: P
     from pythae.trainers import BaseTrainerConfig
     from pythae.trainers.training_callbacks import TrainingCallback
 
-    from benchmarks.reference import build
     from training.data.images import from_arrays
 
     logging.disable(logging.INFO)
+    whole = network(size)
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
-            self.network = build().train().encoder
+            self.network = whole.encoder
 
         def forward(self, x: Any) -> Any:
             mean, logvar = self.network(x)
@@ -101,7 +120,7 @@ def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: P
     class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
-            self.network = build().train().decoder
+            self.network = whole.decoder
 
         def forward(self, z: Any) -> Any:
             return ModelOutput(reconstruction=torch.sigmoid(self.network(z)))
@@ -110,12 +129,13 @@ def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: P
         def on_train_step_end(self, training_config: Any, **more: Any) -> None:
             at_step()
 
-    data = from_arrays("images", images(count))
+    data = from_arrays("images", images(count, size))
     train, validation = (
         torch.from_numpy(data.pixels[rows]).permute(0, 3, 1, 2).contiguous().float() / 255
         for rows in (data.split.train, data.split.validation)
     )
-    model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT), Encoder(), Decoder())
+    shape = VAEConfig(input_dim=(size[2], *size[:2]), latent_dim=whole.shape.latent)
+    model = VAE(shape, Encoder(), Decoder())
     settings = BaseTrainerConfig(
         output_dir=str(folder),
         num_epochs=epochs,
@@ -127,13 +147,13 @@ def train_pythae(count: int, epochs: int, at_step: Callable[[], None], folder: P
     TrainingPipeline(model=model, training_config=settings)(train, validation, callbacks=[Steps()])
 
 
-def worker(name: str, mode: str, count: int) -> None:
+def worker(name: str, mode: str, count: int, size: Size) -> None:
     """Train, and print a line of JSON for each round (mode "steady") or for the run (mode: its epochs)."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
-    images(count)  # decoded, and torch imported, before any clock starts
+    images(count, size)  # decoded, and torch imported, before any clock starts
     steps, start = 0, 0.0
 
     def turn() -> None:
@@ -147,22 +167,23 @@ def worker(name: str, mode: str, count: int) -> None:
     def at_step() -> None:
         nonlocal steps
         steps += 1
-        if mode == "steady" and steps >= WARM_UP and (steps - WARM_UP) % ROUND == 0:
+        if mode == "steady" and steps >= WARM_UP and (steps - WARM_UP) % a_round(size) == 0:
             if steps > WARM_UP:
-                print(json.dumps({"speed": ROUND * BATCH / (time.perf_counter() - start)}), flush=True)
+                speed = a_round(size) * BATCH / (time.perf_counter() - start)
+                print(json.dumps({"speed": speed}), flush=True)
             turn()
 
-    def run(epochs: int) -> float:
+    def run(epochs: int, **more: Any) -> float:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             if name == "pythae":
-                train_pythae(count, epochs, at_step, Path(folder))
+                train_pythae(count, size, epochs, at_step, Path(folder))
             else:
-                train_ours(count, epochs, at_step, Path(folder), **OURS[name])
+                train_ours(count, size, epochs, at_step, Path(folder), **OURS[name], **more)
             return time.perf_counter() - began
 
     if mode == "steady":
-        run(2)  # 750 steps of 48 000 images: no evaluation before step 375
+        run(2, evaluate_every=10**9)
     else:
         turn()
         print(json.dumps({"seconds": run(int(mode))}), flush=True)
@@ -174,7 +195,7 @@ def worker(name: str, mode: str, count: int) -> None:
 class Trainer:
     """A worker process that trains one round at a time."""
 
-    def __init__(self, name: str, python: str, mode: str, count: int, threads: int) -> None:
+    def __init__(self, name: str, python: str, mode: str, count: int, size: Size, threads: int) -> None:
         self.name = name
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
@@ -184,6 +205,7 @@ class Trainer:
         }
         self.quiet = subprocess.DEVNULL if name == "pythae" else None  # its progress bars
         command = [python, "-m", "benchmarks.training", "--worker", name, mode, "--images", str(count)]
+        command += ["--size", "x".join(map(str, size))]
         self.process = subprocess.Popen(
             command,
             env=environment,
@@ -211,9 +233,9 @@ class Trainer:
         self.process.wait()
 
 
-def steady(pythons: dict[str, str], count: int, threads: int, rounds: int) -> dict[str, float]:
+def steady(pythons: dict[str, str], count: int, size: Size, threads: int, rounds: int) -> dict[str, float]:
     """Median images/s of each trainer over interleaved rounds."""
-    trainers = [Trainer(name, python, "steady", count, threads) for name, python in pythons.items()]
+    trainers = [Trainer(name, python, "steady", count, size, threads) for name, python in pythons.items()]
     speeds: dict[str, list[float]] = {name: [] for name in pythons}
     for trainer in trainers:  # one after the other, through warm-up and compilation
         trainer.read("ready")
@@ -236,7 +258,7 @@ def wall(pythons: dict[str, str], count: int, threads: int, epochs: int) -> dict
     """Seconds of a whole run of `epochs`, one trainer after the other."""
     seconds = {}
     for name, python in pythons.items():
-        trainer = Trainer(name, python, str(epochs), count, threads)
+        trainer = Trainer(name, python, str(epochs), count, REFERENCE, threads)
         trainer.read("ready")
         trainer.go()
         seconds[name] = trainer.read("seconds")
@@ -250,6 +272,11 @@ def show_ratios(figures: dict[str, float], better: Callable[[float, float], floa
     return "  ".join(f"{n} ×{better(v, figures['pythae']):.2f}" for n, v in figures.items() if n != "pythae")
 
 
+def _size(text: str) -> Size:
+    height, width, channels = map(int, text.split("x"))
+    return height, width, channels
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pythae", metavar="PYTHON", help="interpreter of an environment with pythae")
@@ -259,19 +286,23 @@ def main() -> None:
         "--images", type=int, default=4000, help="for wall time; the steady state uses 60 000"
     )
     parser.add_argument("--epochs", type=int, nargs="*", default=EPOCHS)
+    parser.add_argument("--size", type=_size, default=REFERENCE, metavar="HxWxC")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(*arguments.worker, arguments.images)
+        worker(*arguments.worker, arguments.images, arguments.size)
         return
+    size = arguments.size
     pythons = dict.fromkeys(OURS, sys.executable)
     if arguments.pythae:
         pythons["pythae"] = arguments.pythae
-    print(f"load {os.getloadavg()[0]:.1f}, {arguments.threads} thread(s), batch {BATCH}")
-    print(f"images/s of {ROUND} steps, rounds interleaved:", flush=True)
-    speeds = steady(pythons, 60_000, arguments.threads, arguments.rounds)
+    print(f"load {os.getloadavg()[0]:.1f}, {arguments.threads} thread(s), batch {BATCH}, images {size}")
+    print(f"images/s of {a_round(size)} steps, rounds interleaved:", flush=True)
+    steps = WARM_UP + (arguments.rounds + 1) * a_round(size)  # within the first epoch of 80 % of the images
+    count = 60_000 if size == REFERENCE else 2 * BATCH * steps
+    speeds = steady(pythons, count, size, arguments.threads, arguments.rounds)
     print("  against pythae:", show_ratios(speeds, lambda ours, theirs: ours / theirs), flush=True)
-    for epochs in arguments.epochs:
+    for epochs in arguments.epochs if size == REFERENCE else ():
         seconds = wall(pythons, arguments.images, arguments.threads, epochs)
         shown = "  ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
         print(f"{epochs} epochs of {arguments.images} images: {shown}")
