@@ -98,7 +98,7 @@ def measure(folder: Path, work: Path) -> dict[str, object]:
     done("export and prior", start)
     start = time.monotonic()
     engine = Engine(draft.bundle())
-    evaluation = evaluate(engine, images, iwae_k=10, iwae_n=100, say=print)
+    evaluation = evaluate(engine, images, iwae_k=10, iwae_n=100)
     done("evaluate", start)
     result["n"] = {name: metric.n for name, metric in evaluation.metrics.items()}
     start = time.monotonic()

@@ -126,6 +126,7 @@ def evaluate(
     """Compute the metrics of a bundle from its graphs. The bundle itself is never changed."""
     with _sentences():
         from training.evaluation.evaluate import evaluate as run_evaluation
+        from training.evaluation.parts import Parts
         from vaeserve.bundle.atomic import write_atomically
         from vaeserve.bundle.cpus import usable_cpus
         from vaeserve.bundle.repository import open_engine
@@ -135,7 +136,7 @@ def evaluate(
         if manifest.likelihood is None:
             raise ConfigError(f"{manifest.reference} has no likelihood in its manifest, so it has no ELBO")
         images = _images_like(manifest.image, data, memory_limit)
-        evaluation = run_evaluation(engine, images, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n, say=_say)
+        evaluation = run_evaluation(engine, images, Parts(_say), seed=seed, iwae_k=iwae_k, iwae_n=iwae_n)
         metrics = evaluation.metrics
         path = output or Path(f"evaluation-{manifest.name}-{manifest.version}.json")
         record = {

@@ -20,7 +20,7 @@ from PIL import Image
 
 from training.data.cache import stored
 from training.data.images import ByteImages, DataError, Images, ImageTarget, Say, from_arrays
-from training.data.sources import guessed_size, model_name
+from training.data.sources import guessed_size, model_name, printable
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.images import FORMATS, ImageError, image_size, read_image
 
@@ -28,6 +28,7 @@ SERVED = frozenset(suffix for each in FORMATS.values() for suffix in each.suffix
 REWRITTEN = frozenset({".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})  # not read by the service
 TRAIN = frozenset({"train", "training", "val", "valid", "validation"})
 TEST = frozenset({"test", "testing"})
+LONGEST_CLASS = 200  # characters of the name of a class: a manifest has at most 256
 TOGETHER = 64  # files per task of the pool
 REPORT_EVERY = 20.0  # seconds
 
@@ -165,6 +166,7 @@ def _classes(
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Labels [n] and their names from the sub-folders at `level`; None if those are not classes."""
     found = [name.split("/")[level] if name.count("/") > level else "" for name in names]
+    found = [printable(name)[:LONGEST_CLASS] for name in found]
     classes = sorted(set(found))
     if len(classes) < 2:
         return None, None

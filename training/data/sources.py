@@ -39,3 +39,8 @@ def model_name(path: Path) -> str:
     )
     slug = slug.strip("._-")[:64]
     return slug if slug and slug != "stats" else "images"
+
+
+def printable(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8 are shown as `\\xe9`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.binarised import model_inputs
-from training.data.images import Images, Say
+from training.data.images import Images
 from training.evaluation.metrics import active_units, mean_of, psnr, ssim
+from training.evaluation.parts import Parts
 from training.evaluation.representation import compare_with_baselines
 from training.evaluation.samples import sample_quality
 from vaeserve.bundle.batched import CHUNK, ImageSource, encode
@@ -47,11 +48,11 @@ class Evaluation:
 def evaluate(
     engine: Engine,
     data: Images,
+    parts: Parts | None = None,
     *,
     seed: int = 0,
     iwae_k: int = IWAE_K,
     iwae_n: int = IWAE_N,
-    say: Say = lambda text: None,
 ) -> Evaluation:
     """Evaluate a model on `data.split.test`; `seed` fixes z ~ q(z|x) and the pixels of a binarised test set.
 
@@ -63,24 +64,29 @@ def evaluate(
     - mse, psnr, ssim: of reconstructions from the posterior mean, on [0, 1]. active_units.
     - the metrics of `compare_with_baselines` and `sample_quality`.
 
-    Raises ValueError for a model without a likelihood.
+    `parts` says what is computed, and may go without what cannot be; by default an error is raised. Raises
+    ValueError for a model without a likelihood.
     """
+    parts = parts or Parts(all_needed=True)
     if engine.manifest.likelihood is None:
         raise ValueError(f"{engine.manifest.reference} has no likelihood, so it has no ELBO to evaluate")
     images = model_inputs(engine.manifest.likelihood.kind, data, data.split.test, seed)
-    say(f"ELBO and reconstructions of {len(images):,} test images …")
+    parts.say(f"ELBO and reconstructions of {len(images):,} test images …")
     posterior = encode(engine, images)
     mean = posterior.mean
     metrics = elbo(engine, images, posterior, seed)
     n = min(iwae_n, len(images))
-    say(f"importance-weighted bound: {n:,} images, {iwae_k:,} samples each …")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:n])
-    few = np.concatenate([images[row : row + 1] for row in chosen.tolist()])
-    metrics |= iwae(engine, few, posterior.take(chosen), iwae_k, seed)
+    parts.say(f"importance-weighted bound: {n:,} images, {iwae_k:,} samples each …")
+    with parts.optional("the importance-weighted bound"):
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:n])
+        few = np.concatenate([images[row : row + 1] for row in chosen.tolist()])
+        metrics |= iwae(engine, few, posterior.take(chosen), iwae_k, seed)
     metrics |= reconstruction(engine, images, mean)
     metrics["active_units"] = Metric(value=active_units(mean), n=len(images))
-    metrics |= compare_with_baselines(engine, data, seed, say)
-    metrics |= sample_quality(engine, data, mean, seed, say)
+    with parts.optional("the comparison with PCA and raw pixels"):
+        metrics |= compare_with_baselines(engine, data, seed, parts.say)
+    with parts.optional("the figures of its samples"):
+        metrics |= sample_quality(engine, data, mean, seed, parts.say)
     return Evaluation(metrics, mean, posterior.kl().mean(axis=0))
 
 

@@ -132,7 +132,7 @@ SSIM is that of Wang et al. (11×11 Gaussian window, σ = 1.5{window}). To compu
 vae-train evaluate <this folder> --data {data}{evaluate}
 ```
 
-{samples}## Training
+{samples}{advice}## Training
 
 ```bash
 {command}
@@ -157,7 +157,7 @@ The model is not meant for decisions about people.
 curl 'localhost:8000/models/{name}/sample?n=64&seed=7' -H 'Accept: image/png' -o samples.png
 ```
 
-## Pictures
+{missing}## Pictures
 
 {pictures}"""
 
@@ -168,8 +168,11 @@ def card(
     metrics: Mapping[str, Metric],
     pictures: Sequence[str],
     comparison: str = "",
+    advice: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> str:
-    """The card in Markdown. `pictures`: files in the same folder; `comparison`: a section put first."""
+    """The card in Markdown. `pictures`: files in the same folder; `comparison`: a section put first;
+    `advice`: a line each; `missing`: a line for each part that could not be made."""
     image, latent, likelihood = manifest.image, manifest.latent, manifest.likelihood
     config = manifest.training.config if manifest.training else {}
     prior = "mixture of Gaussians, fitted to the posterior after training"
@@ -201,6 +204,8 @@ def card(
         fitted=f"{metrics['fitted'].n:,}" if "fitted" in metrics else "the",
         figures=_markdown(*figure_table(metrics)),
         samples=_samples(metrics),
+        advice=_list("Advice", advice),
+        missing=_list("Missing", missing),
         window=""
         if side >= 11
         else f"; here {side - 1 + side % 2}×{side - 1 + side % 2}, the largest that fits",
@@ -278,6 +283,10 @@ def figure_table(
 def sample_table(metrics: Mapping[str, Metric]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table of samples, with no rows where it has no figures."""
     return figure_table(metrics, SAMPLES, SAMPLE_COLUMNS)
+
+
+def _list(heading: str, lines: Sequence[str]) -> str:
+    return f"## {heading}\n\n" + "".join(f"- {line}\n" for line in lines) + "\n" if lines else ""
 
 
 def _samples(metrics: Mapping[str, Metric]) -> str:

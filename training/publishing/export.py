@@ -12,6 +12,8 @@ import numpy as np
 from training.config import TrainConfig
 from training.data.binarised import model_inputs
 from training.data.images import Images
+from training.data.sources import printable
+from training.evaluation.parts import Parts
 from training.fit import checkpoint as checkpoints
 from training.model.networks import VAE
 from training.publishing.fit_priors import write_fitted_prior
@@ -26,13 +28,15 @@ from vaeserve.bundle.prior import MIXTURE_FILE
 GOLDEN_ROWS = 6
 
 
-def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
+def export(checkpoint: Path, data: Images, folder: Path, parts: Parts | None = None) -> Draft:
     """Write the graphs, the golden vectors and the fitted prior of a checkpoint into `folder`.
 
     The scale of the likelihood and the KL of each dimension are measured on the validation images, and the
-    mixtures of prior.npz are fitted to the training images, all through the exported graphs. Raises
+    mixtures of prior.npz are fitted to the training images, all through the exported graphs. `parts` may go
+    without the mixtures; by default their error is raised. Raises
     ExportError when the graphs differ from torch by more than 1e-4.
     """
+    parts = parts or Parts(all_needed=True)
     network, state = checkpoints.load(checkpoint)
     config = TrainConfig.from_dict(state["config"])
     held_out = model_inputs(config.likelihood, data, data.split.validation, config.seed)
@@ -65,9 +69,12 @@ def export(checkpoint: Path, data: Images, folder: Path) -> Draft:
     engine = Engine(draft.bundle(), threads=usable_cpus())
     measured = _measured(engine, network, held_out, config.seed)
     measured["tolerance"] = graphs.parity(engine, images)
-    write_fitted_prior(engine, config, data, folder)
-    if network.flow is None:  # with a flow, the flow is served, and the mixtures are the alternative
-        measured["prior"] = PriorSpec(kind="gmm", file=MIXTURE_FILE)
+    with parts.optional("the fitted mixture, so samples are drawn from N(0, I)"):
+        write_fitted_prior(engine, config, data, folder, parts)
+    # With a flow, the flow is served, and the mixtures are the alternative.
+    if network.flow is None:
+        fitted = (folder / MIXTURE_FILE).exists()
+        measured["prior"] = PriorSpec(kind="gmm", file=MIXTURE_FILE) if fitted else PriorSpec()
     return Draft(folder, manifest.model_copy(update=measured))
 
 
@@ -84,7 +91,7 @@ def code_version() -> str:
 
 def shown_source(source: str) -> str:
     """The name of the data in a published file: of a path only its last part, since the rest is private."""
-    return Path(source).name if Path(source).exists() else source
+    return printable(Path(source).name if Path(source).exists() else source)
 
 
 def _shown_init(init: str | None) -> str | None:

@@ -4,14 +4,16 @@ They are transparent, with text in a grey that can be read on white and on black
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.images import ByteImages, Images, Indices, Subset, pieces
+from training.evaluation.parts import Parts
 from training.fit.validation import selection_score
+from training.publishing.lettering import drawable, font_families
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.images import contact_sheet, encode_image
 from vaeserve.bundle.prior import Prior
@@ -36,26 +38,56 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 
-def draw_all(engine: Engine, data: Images, rows: Indices, means: Floats, kl: Doubles) -> dict[str, bytes]:
-    """Every picture that a model and its data give, by file name.
+def draw_all(
+    engine: Engine, data: Images, rows: Indices, means: Floats, kl: Doubles, parts: Parts | None = None
+) -> dict[str, bytes]:
+    """Every picture that a model and its data give, by file name, without those that cannot be drawn.
 
     `rows`: the images to show, of test or validation; `means`: their posterior means, float32 [n, *latent];
     `kl`: their mean KL to N(0, I), [*latent], in nats.
     """
+    from matplotlib import rc_context
+
+    parts = parts or Parts(all_needed=True)
     # A random choice, always the same: the first images of a folder are all of its first class.
     chosen = np.random.default_rng(0).permutation(len(rows))[:MOST_POINTS]
     originals, means = Subset(data.pixels, rows[chosen]), means[chosen]
     labels = None if data.labels is None else data.labels[rows[chosen]]
-    return {
-        "overview.png": overview(engine, originals[:COLUMNS], means[:COLUMNS]),
-        "reconstructions.png": reconstructions(engine, originals[: 3 * COLUMNS], means[: 3 * COLUMNS]),
-        "samples.png": samples(engine),
-        "interpolations.png": interpolations(engine, originals[:12], means[:12]),
-        "traversals.png": traversals(engine, means[0], kl),
-        "neighbours.png": neighbours(engine, data),
-        "map.png": latent_map(means, labels, data.label_names),
-        "kl.png": kl_bars(kl),
-    } | ({"labels.png": labelled(engine)} if _prior(engine).by_label else {})
+    names, families = _lettering(data.label_names or (), parts)
+    pictures: dict[str, Callable[[], bytes]] = {
+        "overview.png": lambda: overview(engine, originals[:COLUMNS], means[:COLUMNS]),
+        "reconstructions.png": lambda: reconstructions(
+            engine, originals[: 3 * COLUMNS], means[: 3 * COLUMNS]
+        ),
+        "samples.png": lambda: samples(engine),
+        "interpolations.png": lambda: interpolations(engine, originals[:12], means[:12]),
+        "traversals.png": lambda: traversals(engine, means[0], kl),
+        "neighbours.png": lambda: neighbours(engine, data),
+        "map.png": lambda: latent_map(means, labels, names),
+        "kl.png": lambda: kl_bars(kl),
+    }
+    if _prior(engine).by_label:
+        pictures["labels.png"] = lambda: labelled(engine, names)
+    drawn = {}
+    with rc_context({"font.family": families}):
+        for name, draw in pictures.items():
+            with parts.optional(name):
+                drawn[name] = draw()
+    return drawn
+
+
+def _lettering(label_names: Sequence[str], parts: Parts) -> tuple[tuple[str, ...], list[str]]:
+    """The class names as they can be drawn, and the fonts for them."""
+    names, families = tuple(f"class {number}" for number in range(len(label_names))), ["sans-serif"]
+    with parts.optional("the names of its classes in the pictures"):
+        families = font_families(label_names)
+        names = drawable(label_names, families)
+    if lacking := [label_names[n] for n, name in enumerate(names) if name == f"class {n}" != label_names[n]]:
+        parts.without(
+            f"the names of {len(lacking)} classes in the pictures",
+            f"no installed font has all letters of {lacking[0]}, which is drawn as its number",
+        )
+    return names, families
 
 
 def overview(engine: Engine, originals: ByteImages, means: Floats) -> bytes:
@@ -84,12 +116,11 @@ def samples(engine: Engine) -> bytes:
     return encode_image(contact_sheet(_enlarged(_sampled(engine, 64))))
 
 
-def labelled(engine: Engine) -> bytes:
-    """Samples of each label's own mixture, a row each."""
-    names = engine.manifest.labels or ()
+def labelled(engine: Engine, names: Sequence[str]) -> bytes:
+    """Samples of each label's own mixture, a row each; `names` by label."""
     shown = sorted(_prior(engine).by_label)[:MOST_ROWS]
     rows = [
-        (names[label][:24], engine.decode(_prior(engine).sample(seed=0, rows=range(COLUMNS), label=label)))
+        (names[label], engine.decode(_prior(engine).sample(seed=0, rows=range(COLUMNS), label=label)))
         for label in shown
     ]
     return _sheet(rows)
@@ -175,7 +206,7 @@ def latent_map(means: Floats, labels: NDArray[np.int64] | None, label_names: Seq
             members = points[labels == label]
             colour = f"C{place}" if len(classes) <= 10 else _colours(len(classes))[place]
             name = label_names[label] if label_names else str(label)
-            axes.scatter(members[:, 0], members[:, 1], s=size, alpha=0.7, color=colour, label=name[:24])
+            axes.scatter(members[:, 0], members[:, 1], s=size, alpha=0.7, color=colour, label=name)
         if len(classes) <= 24:
             legend = axes.legend(
                 markerscale=(60 / size) ** 0.5,

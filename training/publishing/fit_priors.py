@@ -14,6 +14,7 @@ import numpy as np
 from training.config import TrainConfig
 from training.data.binarised import model_inputs
 from training.data.images import Images, Indices
+from training.evaluation.parts import Parts
 from vaeserve.bundle.arrays import Doubles
 from vaeserve.bundle.batched import encode
 from vaeserve.bundle.engine import Engine
@@ -26,11 +27,17 @@ MOST_SAMPLES = 30_000  # more make the fit slower and no better
 FEWEST_OF_LABEL = 2_000  # samples for a mixture of one label
 MOST_OF_LABEL = 10  # components for one label
 FEWEST_IMAGES = {"train": 20, "validation": 2}  # of a label that gets a mixture
+MOST_FACTORS = 2_000_000  # numbers in the Cholesky factors of all components, 8 MB; twice with labels
 MOST_LABELS = 100  # each costs a fit, and space in the bundle
 
 
-def write_fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder: Path) -> None:
-    """Write prior.npz: a mixture fitted to samples of q(z|x) of all images, and one for each common label."""
+def write_fitted_prior(
+    engine: Engine, config: TrainConfig, data: Images, folder: Path, optional: Parts
+) -> None:
+    """Write prior.npz: a mixture fitted to samples of q(z|x) of all images, and one for each common label.
+
+    Raises ValueError where no mixture can be fitted; a label whose own cannot is left out.
+    """
     parts = {
         "train": np.random.default_rng(config.seed).permutation(data.split.train)[:MOST_SAMPLES],
         "validation": data.split.validation,
@@ -49,15 +56,25 @@ def write_fitted_prior(engine: Engine, config: TrainConfig, data: Images, folder
         z = np.concatenate([posterior.sample(first + each) for each in range(draws)])
         return z.reshape(len(z), -1).astype(np.float64)
 
+    size = engine.manifest.latent.size
+
     def fitted(fewest: int, most: int, label: int | None = None) -> Mixture:
-        train, validation = (samples(part, fewest, label) for part in parts)
+        train, validation = (samples(part, max(fewest, 4 * size), label) for part in parts)
         return fit_mixture(train, validation, most, config.seed)[0]
 
-    mixture = fitted(FEWEST_SAMPLES, MOST_COMPONENTS)
-    by_label = {
-        label: fitted(FEWEST_OF_LABEL, MOST_OF_LABEL, label)
-        for label in common_labels(data, parts["train"], parts["validation"])
-    }
+    fits = MOST_FACTORS // size**2
+    mixture = fitted(FEWEST_SAMPLES, max(1, min(MOST_COMPONENTS, fits)))
+    by_label = {}
+    labels = common_labels(data, parts["train"], parts["validation"])
+    if len(labels) > fits:
+        optional.without(
+            f"mixtures of its {len(labels)} labels",
+            f"with {size} latent dimensions they would take {4e-6 * len(labels) * size**2:.0f} MB",
+        )
+        labels = []
+    for label in labels:
+        with optional.optional(f"the mixture of the label {label}"):
+            by_label[label] = fitted(FEWEST_OF_LABEL, min(MOST_OF_LABEL, fits // len(labels)), label)
     write_prior(folder / MIXTURE_FILE, mixture, by_label)
 
 
@@ -78,9 +95,12 @@ def fit_mixture(train: Doubles, validation: Doubles, most: int, seed: int) -> tu
             break  # fewer than two samples for each direction of each component
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # validation decides, converged or not
-            fitted = GaussianMixture(
-                components, max_iter=50, tol=1e-2, reg_covar=1e-5, random_state=seed
-            ).fit(train)
+            try:
+                fitted = GaussianMixture(
+                    components, max_iter=50, tol=1e-2, reg_covar=1e-5, random_state=seed
+                ).fit(train)
+            except ValueError:  # a component collapsed to fewer directions than there are
+                break
         score = float(fitted.score(validation))
         if score <= best_score:
             break

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from training.data.binarised import model_inputs
-from training.data.images import Images, Say, Subset
+from training.data.images import Images, Subset
+from training.evaluation.parts import Parts
 from vaeserve.bundle.arrays import ByteImages, Doubles
 from vaeserve.bundle.batched import CHUNK, ImageSource, encode
 from vaeserve.bundle.calibration import calibrate
@@ -26,23 +27,27 @@ THUMBNAIL = 28  # the longer side at most
 THUMBNAIL_BYTES = 1_600_000  # of all thumbnails; compression leaves a third of it for digits
 
 
-def with_held_out(draft: Draft, data: Images, seed: int, say: Say) -> Draft:
+def with_held_out(draft: Draft, data: Images, seed: int, parts: Parts | None = None) -> Draft:
     """The draft with its map, and with its calibration if it has a likelihood.
 
     An earlier map or calibration is replaced without being read: it may have another format.
     """
+    parts = parts or Parts(all_needed=True)
     bare = draft.manifest.model_copy(update={"map": None, "calibration": None})
     engine = Engine(Draft(draft.folder, bare).bundle(), threads=usable_cpus())
-    say("scoring and mapping the validation images …")
-    plane = latent_map(engine, data, seed)
-    halved = plane._asdict() | {"latents": plane.latents.astype(np.float16)}
-    np.savez_compressed(draft.folder / MAP, allow_pickle=False, **halved)
-    update = {"map": MAP}
+    parts.say("scoring and mapping the validation images …")
+    update: dict[str, str | None] = {"map": None, "calibration": None}
+    with parts.optional("the map of its latent space"):
+        plane = latent_map(engine, data, seed)
+        halved = plane._asdict() | {"latents": plane.latents.astype(np.float16)}
+        np.savez_compressed(draft.folder / MAP, allow_pickle=False, **halved)
+        update["map"] = MAP
     if bare.likelihood is not None:
-        images = model_inputs(bare.likelihood.kind, data, data.split.validation[:MOST_SCORED], seed)
-        arrays = calibrate(scores(engine, images, seed))._asdict()
-        np.savez_compressed(draft.folder / CALIBRATION, allow_pickle=False, **arrays)
-        update["calibration"] = CALIBRATION
+        with parts.optional("the calibration of its scores"):
+            images = model_inputs(bare.likelihood.kind, data, data.split.validation[:MOST_SCORED], seed)
+            arrays = calibrate(scores(engine, images, seed))._asdict()
+            np.savez_compressed(draft.folder / CALIBRATION, allow_pickle=False, **arrays)
+            update["calibration"] = CALIBRATION
     return Draft(draft.folder, draft.manifest.model_copy(update=update))
 
 

@@ -11,8 +11,10 @@ import numpy as np
 from training.data.binarised import model_inputs
 from training.data.images import DataError, Images, Say
 from training.evaluation.evaluate import IWAE_K, IWAE_N, Evaluation, evaluate
+from training.evaluation.parts import Parts
 from training.publishing import figures as pictures
 from training.publishing import report
+from training.publishing.advice import advice
 from training.publishing.card import card, compare_with_float32
 from training.publishing.export import export
 from training.publishing.held_out import with_held_out
@@ -44,13 +46,14 @@ def publish_checkpoint(
     """
     with tempfile.TemporaryDirectory() as work:
         say("exporting to ONNX and comparing with torch …")
-        draft = export(checkpoint, data, Path(work))
+        parts = Parts(say)
+        draft = export(checkpoint, data, Path(work), parts)
         seed = _seed(draft.manifest)
-        draft = with_held_out(draft, data, seed, say)
+        draft = with_held_out(draft, data, seed, parts)
         engine = Engine(draft.bundle(), threads=usable_cpus())
-        evaluation = evaluate(engine, data, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n, say=say)
+        evaluation = evaluate(engine, data, parts, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n)
         say("drawing the pictures …")
-        _write_card(draft, engine, data, evaluation, history)
+        _write_card(draft, engine, data, evaluation, history, parts)
         manifest = draft.manifest.model_copy(update={"metrics": evaluation.metrics})
         bundle = publish(models, manifest.name, Draft(draft.folder, manifest))
     step = draft.manifest.training.config["step"] if draft.manifest.training else 0
@@ -69,7 +72,7 @@ def complete(path: Path, data: Images, models: Path, say: Say = print) -> Path:
         for name in manifest.files:
             shutil.copyfile(path / name, Path(work) / name)
         draft = Draft(Path(work), manifest.model_copy(update={"labels": manifest.labels or data.label_names}))
-        return publish(models, manifest.name, with_held_out(draft, data, _seed(manifest), say))
+        return publish(models, manifest.name, with_held_out(draft, data, _seed(manifest), Parts(say)))
 
 
 def publish_int8(path: Path, data: Images, models: Path, say: Say = print) -> Path:
@@ -95,16 +98,17 @@ def publish_int8(path: Path, data: Images, models: Path, say: Say = print) -> Pa
         rows = np.sort(np.random.default_rng(seed).permutation(data.split.train)[:CALIBRATED_ON])
         images = model_inputs(manifest.likelihood.kind, data, rows, seed)[:]
         latents = encode(exact, images).sample(seed)
-        draft = with_held_out(quantize(Draft(folder, manifest), images, latents), data, seed, say)
+        parts = Parts(say)
+        draft = with_held_out(quantize(Draft(folder, manifest), images, latents), data, seed, parts)
         engine = Engine(draft.bundle())
         faster = speed(exact, engine)
         metrics = manifest.metrics
         k, n = (metrics["iwae"].k or IWAE_K, metrics["iwae"].n) if "iwae" in metrics else (IWAE_K, IWAE_N)
-        evaluation = evaluate(engine, data, seed=seed, iwae_k=k, iwae_n=n, say=say)
+        evaluation = evaluate(engine, data, parts, seed=seed, iwae_k=k, iwae_n=n)
         say("drawing the pictures …")
         size = _graph_bytes(folder) / _graph_bytes(bundle.path)
         comparison = compare_with_float32(manifest, evaluation.metrics, size, faster)
-        _write_card(draft, engine, data, evaluation, (), comparison)
+        _write_card(draft, engine, data, evaluation, (), parts, comparison)
         final = draft.manifest.model_copy(update={"metrics": evaluation.metrics})
         return publish(models, final.name, Draft(folder, final))
 
@@ -123,15 +127,22 @@ def _write_card(
     data: Images,
     evaluation: Evaluation,
     history: Sequence[dict[str, Any]],
+    parts: Parts,
     comparison: str = "",
 ) -> None:
     """Write README.md and its pictures into the draft's folder."""
-    drawn = pictures.draw_all(engine, data, data.split.test, evaluation.means, evaluation.kl)
+    drawn = pictures.draw_all(engine, data, data.split.test, evaluation.means, evaluation.kl, parts)
     if history:
-        drawn["curves.png"] = pictures.curves(history)
+        with parts.optional("curves.png"):
+            drawn["curves.png"] = pictures.curves(history)
     for name, picture in drawn.items():
         (draft.folder / name).write_bytes(picture)
-    text = card(draft.manifest, data, evaluation.metrics, list(drawn), comparison)
+    advised: tuple[str, ...] = ()
+    with parts.optional("advice"):
+        advised = advice(draft.manifest, evaluation.metrics, data, history)
+    for line in advised:
+        parts.say(f"advice: {line}")
+    text = card(draft.manifest, data, evaluation.metrics, list(drawn), comparison, advised, parts.missing)
     (draft.folder / "README.md").write_text(text, encoding="utf-8")
 
 

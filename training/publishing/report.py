@@ -20,6 +20,7 @@ from training.data.download import DownloadError
 from training.data.images import DataError, Images, ImageTarget, Say, Subset
 from training.data.load import load
 from training.evaluation.evaluate import Evaluation
+from training.evaluation.parts import Parts
 from training.fit import checkpoint as checkpoints
 from training.publishing import figures as pictures
 from training.publishing.card import CAPTIONS, figure_table, fit_command, sample_table, splits
@@ -148,7 +149,8 @@ def _drawn(config: TrainConfig, chosen: Path, say: Say) -> tuple[dict[str, Any],
         engine = Engine(export(chosen, data, Path(work)).bundle(), threads=usable_cpus())
     rows = data.split.validation[: pictures.MOST_POINTS]
     posterior = encode(engine, Subset(data.pixels, rows))
-    drawn = pictures.draw_all(engine, data, rows, posterior.mean, posterior.kl().mean(axis=0))
+    parts = Parts(say)
+    drawn = pictures.draw_all(engine, data, rows, posterior.mean, posterior.kl().mean(axis=0), parts)
     note = f"Not published yet: the pictures show {chosen.name} on validation images, test is untouched."
     return {"data": about(data)}, drawn, [note]
 

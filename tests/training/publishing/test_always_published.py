@@ -1,0 +1,93 @@
+"""A finished training is published, whatever cannot be fitted or drawn, and what is missing is said."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.runs import TINY, Watch
+from training.data.load import load
+from training.evaluation import samples
+from training.fit.trainer import fit
+from training.publishing import figures, fit_priors
+from training.publishing.lettering import drawable, font_families
+from training.publishing.publish import publish_checkpoint
+from vaeserve.bundle.files import read_bundle
+from vaeserve.bundle.repository import open_engine
+
+FEW = {"iwae_k": 2, "iwae_n": 4}
+NAMES = (b"$1_$5", b"$100_and_more", b"caf\xe9", "日本語".encode(), b"x" * 220, b"a_b^c\\frac{")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """120 images in classes whose names are mathematics to Matplotlib, not UTF-8, Japanese, or long."""
+    top = os.fsencode(tmp_path_factory.mktemp("odd"))
+    rng = np.random.default_rng(0)
+    for number in range(240):
+        place = os.path.join(top, NAMES[number % len(NAMES)])
+        os.makedirs(place, exist_ok=True)
+        pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(os.fsdecode(os.path.join(place, b"%d.png" % number)))
+    return os.fsdecode(top)
+
+
+def published(data, tmp_path, **settings):
+    said = []
+    config = TINY.replace(epochs=1, batch=16, evaluate_every=None, **settings)
+    run = fit(config, data, tmp_path / "run", progress=Watch())
+    bundle = publish_checkpoint(run.checkpoint, data, tmp_path / "models", run.history, said.append, **FEW)
+    return bundle, said
+
+
+def test_a_folder_of_odd_class_names_is_trained_on_and_published(folder, tmp_path):
+    data = load(folder)
+    bundle, said = published(data, tmp_path)
+    labels = read_bundle(bundle).manifest.labels
+    assert labels == data.label_names
+    assert {"$1_$5", "caf\\xe9", "日本語"} <= set(labels)
+    assert all((bundle / name).is_file() for name in ("map.png", "labels.png", "README.md"))
+    drawn_as_number = [line for line in said if "classes in the pictures" in line]
+    lacking = "class" in drawable(labels, font_families(labels))[labels.index("日本語")]
+    assert len(drawn_as_number) == lacking
+    assert ("## Missing" in (bundle / "README.md").read_text()) == lacking
+
+
+def test_names_are_drawn_as_they_are_not_as_mathematics():
+    families = font_families(["a"])
+    assert drawable(["$1_$5", "a" * 30, "\U0010fffd"], families) == (r"\$1_\$5", "a" * 24, "class 2")
+
+
+def test_many_latents_and_labels_are_published_without_what_would_be_huge(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_priors, "COMPONENTS", (1,))  # five take a minute
+    bundle, said = published(load(folder), tmp_path, latent=600)
+    missing = "mixtures of its 6 labels: with 600 latent dimensions they would take 9 MB"
+    assert f"published without {missing}" in said
+    assert f"- {missing}" in (bundle / "README.md").read_text()
+    engine = open_engine(bundle)
+    assert engine.prior.kinds == ("gmm", "normal")
+    assert not engine.prior.by_label
+    assert sum(path.stat().st_size for path in bundle.iterdir()) < 12e6
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "missing"),
+    [
+        (fit_priors, "fit_mixture", "the fitted mixture, so samples are drawn from N(0, I): no such luck"),
+        (figures, "neighbours", "neighbours.png: no such luck"),
+        (samples, "frechet", "the figures of its samples: no such luck"),
+    ],
+)
+def test_a_part_that_fails_is_left_out_and_said(digits, run, tmp_path, monkeypatch, module, name, missing):
+    def fail(*args, **kwargs):
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(module, name, fail)
+    said = []
+    bundle = publish_checkpoint(run.checkpoint, digits, tmp_path, run.history, said.append, **FEW)
+    assert f"published without {missing}" in said
+    assert f"## Missing\n\n- {missing}\n" in (bundle / "README.md").read_text()
+    engine = open_engine(bundle)  # verified: every file that the manifest names is there
+    assert len(engine.prior.sample(seed=0, rows=range(3))) == 3
+    assert (engine.prior.kinds == ("normal",)) == (module is fit_priors)
