@@ -10,6 +10,7 @@ from training.config import TrainConfig
 
 EVALUATIONS = (20, 40)  # in a run: as many as fit into EVALUATION_SHARE of its time
 EVALUATION_SHARE = 0.05
+FEWEST_EVALUATED = 10_000  # images, where there are as many
 EVALUATION_COST = 0.55  # of an image, in training images: measured at 28×28 and 64×64
 NORMS = 100  # gradient norms in the running median
 FEWEST_NORMS = 20  # before it is trusted
@@ -45,6 +46,7 @@ class Plan:
     per_epoch: int
     total: int
     evaluate_every: int
+    evaluated: int  # validation images
     warm: int  # the last step of the KL warm-up; earlier validations select nothing
     patience: int  # steps without a better validation after which the run ends; 0: only at `total`
     extended_at: int = 0  # patience counts from here
@@ -68,13 +70,16 @@ def plan(config: TrainConfig, images: int, validation: int) -> Plan:
     assert config.epochs is not None  # resolved
     per_epoch = images // config.images_per_step
     total = config.epochs * per_epoch
-    fits = EVALUATION_SHARE * config.epochs * images / (EVALUATION_COST * validation)
-    evaluations = min(max(math.floor(fits), EVALUATIONS[0]), EVALUATIONS[1])
+    fewest, most = EVALUATIONS
+    affordable = EVALUATION_SHARE * config.epochs * images / EVALUATION_COST  # validation images in all
+    evaluated = min(validation, max(FEWEST_EVALUATED, int(affordable / fewest)))
+    evaluations = min(max(int(affordable / evaluated), fewest), most)
     evaluate_every = config.evaluate_every or max(1, total // evaluations)
     return Plan(
         per_epoch,
         total,
         evaluate_every,
+        evaluated,
         warm=math.floor(config.kl_warmup * total),
         patience=config.patience * evaluate_every,
         extended_at=config.extended_at,

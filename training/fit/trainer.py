@@ -12,6 +12,7 @@ Of the packages for machine learning it needs torch and numpy only.
 """
 
 import contextlib
+import functools
 import math
 import statistics
 import time
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from training.config import NO_AUGMENTATION, ConfigError, TrainConfig, resumed
-from training.data.images import Images
+from training.data.images import Images, Indices
 from training.fit import automatic, checkpoint, schedule, state, step, stopping, warm_start
 from training.fit.batches import Pixels, draw, order
 from training.fit.compiling import compiled
@@ -70,6 +72,12 @@ class _Job:
     pixels: Pixels
     progress: Progress
     board: TensorBoard | None
+
+    @functools.cached_property
+    def held_out(self) -> Indices:
+        """The validation images that are evaluated: all, or always the same random choice."""
+        rows = self.data.split.validation
+        return np.sort(np.random.default_rng(self.config.seed).permutation(rows)[: self.plan.evaluated])
 
 
 def fit(
@@ -175,7 +183,7 @@ def _train(job: _Job, now: State, stop: Callable[[], bool]) -> Result:
 
 def _evaluate(job: _Job, now: State, done: step.Outcome, speed: float) -> dict[str, Any]:
     """Validate the averaged weights, note the best and reset the sums. Returns the line of metrics.jsonl."""
-    now.validation = evaluate(now.average, job.pixels, job.data.split.validation, job.config, job.ranks)
+    now.validation = evaluate(now.average, job.pixels, job.held_out, job.config, job.ranks)
     elbo = selection_score(now.validation)
     if not math.isfinite(elbo):
         raise TrainingError(

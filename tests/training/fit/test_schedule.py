@@ -43,6 +43,15 @@ def test_a_run_is_validated_20_to_40_times_which_costs_little(images, validation
     assert times * validation * schedule.EVALUATION_COST <= 0.06 * epochs * images
 
 
+def test_a_million_images_are_validated_on_some_of_their_validation_images():
+    config = resolve(TrainConfig(epochs=10), name="a", train=800_000, image=(8, 8, 1), binary=False)
+    plan = schedule.plan(config, 800_000, 100_000)
+    assert 10_000 <= plan.evaluated < 100_000
+    times = plan.total // plan.evaluate_every
+    assert times * plan.evaluated * schedule.EVALUATION_COST <= 0.06 * 10 * 800_000
+    assert schedule.plan(config, 54_000, 6000).evaluated == 6000
+
+
 def test_small_sets_get_as_many_steps_as_large_ones_in_smaller_batches():
     for images in (600, 1631, 54_000):
         config = resolve(TrainConfig(), name="a", train=images, image=(8, 8, 1), binary=False)
