@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from training.data.images import ByteImages, Images, Indices, Subset
 
 SIZES = (16, 32, 64, 96, 128, 192, 256)
-LEFT = 0.15  # share of the variance of held-out images
-FEWEST_PER_DIMENSION = 20  # training images
+LEFT = 0.1  # share of the variance of held-out images
+FEWEST_PER_DIMENSION = 12  # training images
 FITTED, HELD_OUT = 2000, 500  # images
 SIDE = 64  # pixels; finer detail has hardly any of the variance
 
@@ -15,7 +15,7 @@ SIDE = 64  # pixels; finer detail has hardly any of the variance
 def latent_size(data: Images, seed: int) -> tuple[int, float]:
     """Latent dimensions for a set, and the share of its variance that as many principal components leave.
 
-    The smallest of SIZES that leaves at most LEFT on validation images, or the largest that has 20 training
+    The smallest of SIZES that leaves at most LEFT on validation images, or the largest that has 12 training
     images for each dimension. Unused dimensions cost no rate, so it is rather too large than too small.
     """
     left = variance_left(data, seed)
