@@ -33,7 +33,8 @@ ALLOWED = {
     "training.config": {"pydantic", "vaeserve.bundle"},
     "training.data": TRAINING,
     "training.model": TRAINING,
-    "training.fit": TRAINING | {"rich", "training.data", "training.model"},
+    # onnx to start from the weights of a bundle
+    "training.fit": TRAINING | {"rich", "onnx", "training.data", "training.model"},
     "training.evaluation": TRAINING | {"training.data", "training.model", "training.fit"},
     "training.publishing": TRAINING
     | {"matplotlib", "onnx", "training.data", "training.model", "training.fit", "training.evaluation"},

@@ -77,7 +77,7 @@ def fit(
         resume = found is not None
         asked = warm_start.inherit(TrainConfig(**_absolute(settings)))
         config = found or asked
-        source = asked.data if "data" in settings else config.data
+        source = settings.get("data", config.data)
         with ranks.in_turn():
             images = load(source, ImageTarget.of(config), _say if ranks.first else lambda text: None)
         if run is None:

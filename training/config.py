@@ -349,5 +349,5 @@ def default_batch(train: int) -> int:
 
 
 def default_epochs(steps_per_epoch: int) -> int:
-    """About 10 000 steps, but at least 10 epochs."""
-    return max(round(10_000 / steps_per_epoch), 10)
+    """About 10 000 steps, but at least 10 and at most 500 epochs."""
+    return min(max(round(10_000 / steps_per_epoch), 10), 500)

@@ -69,7 +69,7 @@ def write_fitted_prior(
     if len(labels) > fits:
         optional.without(
             f"mixtures of its {len(labels)} labels",
-            f"with {size} latent dimensions they would take {4e-6 * len(labels) * size**2:.0f} MB",
+            f"with {size} latent dimensions they would take {4e-6 * len(labels) * size**2:.2g} MB",
         )
         labels = []
     for label in labels:

@@ -55,7 +55,7 @@ def test_a_million_images_are_validated_on_some_of_their_validation_images():
 def test_small_sets_get_as_many_steps_as_large_ones_in_smaller_batches():
     for images in (600, 1631, 54_000):
         config = resolve(TrainConfig(), name="a", train=images, image=(8, 8, 1), binary=False)
-        assert schedule.plan(config, images, images // 8).total == pytest.approx(10_000, rel=0.05)
+        assert schedule.plan(config, images, images // 8).total == pytest.approx(10_000, rel=0.1)
     batches = [default_batch(images) for images in (600, 1631, 54_000)]
     assert batches == sorted(set(batches))
 

@@ -54,7 +54,9 @@ def test_the_card_has_every_picture_and_figure_that_it_names(published):
     assert f"{manifest.metrics['mse'].value:.5f}" in text
     assert f"{manifest.metrics['linear_probe_pca'].value:.4f}" in text
     assert "CC BY 4.0" in text
-    assert re.search(r"vae-train fit --data digits --epochs 10 .*--image-size 8x8 --channels 1 ", text)
+    command = re.search(r"vae-train fit [^`]*", text).group().replace("\\\n   ", "")
+    assert "--data digits --epochs 10 --batch 128 " in command
+    assert "--image-size 8x8 --channels 1 " in command
     assert f"N = 164, k = {manifest.metrics['iwae'].k}" in text
     assert "--iwae-k 100 --iwae-n 164" in text
     assert "here 7×7, the largest that fits" in text  # SSIM's window
