@@ -1,5 +1,6 @@
 """Each panel of the explorer, used in a real browser with a real service."""
 
+import io
 import json
 import sys
 
@@ -154,6 +155,19 @@ def test_slider_changes_the_image_with_one_request_in_flight(visit, tmp_path):
     assert changes(visit, "#traverse img", back.click)
 
 
+def test_unusual_image_is_traversed(visit):
+    """The encoder extrapolates: latents of a white image lie beyond what the service traverses."""
+    file = io.BytesIO()
+    Image.new("L", (28, 28), 255).save(file, "PNG")
+    image = {"name": "white.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    visit.page.locator("#file").set_input_files(image)
+    visit.settle()
+    numbers = visit.page.locator("#traverse output").all_text_contents()
+    assert max(abs(float(number)) for number in numbers) > 10
+    expect(visit.page.locator("#traverse .trouble")).to_be_hidden()
+    assert visit.page.locator("#traverse .sliders input").first.get_attribute("max") == "10"
+
+
 def test_samples_follow_seed_temperature_and_label(visit, tmp_path):
     page = visit.page
     seed = page.get_by_label("Seed", exact=True)
@@ -199,6 +213,20 @@ def test_interpolation_follows_its_slider(visit, tmp_path):
     run_curl(tmp_path, copied(visit, "interpolate", "curl"))
     with Image.open(tmp_path / "interpolation.gif") as film:
         assert film.n_frames > 2
+
+
+def test_interpolation_has_two_ends_when_the_samples_come_last(visiting):
+    visit = visiting()
+    late = []
+    visit.page.route("**/sample?*n=48*", lambda route: late.append(route))
+    visit.page.goto(visit.url)
+    visit.page.locator("#describe .facts dd").first.wait_for()
+    late[0].continue_()
+    visit.page.locator("#samples li").first.wait_for()
+    visit.settle()
+    ends = visit.page.locator("#interpolate fieldset")
+    chosen = [ends.nth(end).locator(":checked + img").get_attribute("alt") for end in range(2)]
+    assert chosen == ["your picture", "sample 2"]
 
 
 @pytest.mark.parametrize("model", ["mnist@1", "colour@1"])
