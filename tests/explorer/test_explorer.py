@@ -229,7 +229,7 @@ def test_interpolation_has_two_ends_when_the_samples_come_last(visiting):
     assert chosen == ["your picture", "sample 2"]
 
 
-@pytest.mark.parametrize("model", ["mnist@1", "colour@1"])
+@pytest.mark.parametrize("model", ["mnist@1", "colour@1", "photos@1"])
 def test_every_recipe_runs(visit, tmp_path, model):
     page = visit.page
     page.locator("#model").select_option(label=model)
@@ -237,7 +237,7 @@ def test_every_recipe_runs(visit, tmp_path, model):
     panels = page.locator("section:has(.recipe summary:visible)").evaluate_all(
         "all => all.map(each => each.id)"
     )
-    assert len(panels) == (5 if model == "mnist@1" else 4)  # colour@1 has no map
+    assert len(panels) == (4 if model == "colour@1" else 5)  # colour@1 has no map
     for panel in panels:
         assert page.locator(f"#{panel} .trouble").text_content() == ""
         run_curl(tmp_path, copied(visit, panel, "curl"))
