@@ -42,7 +42,13 @@ async function open() {
   session = new AbortController();
   const { signal } = session;
   const model = models.describe(await (await send({ path: choice.value }, signal)).json());
-  document.documentElement.style.setProperty("--aspect", `${model.width} / ${model.height}`);
+  const { style } = document.documentElement;
+  style.setProperty("--aspect", `${model.width} / ${model.height}`);
+  style.setProperty("--rendering", model.smooth ? "auto" : "pixelated");
+  const kind = model.channels === 1 ? "grey" : "colour";
+  for (const only of ["grey", "colour"]) {
+    for (const each of document.querySelectorAll(`[data-only=${only}]`)) each.toggleAttribute("hidden", only !== kind);
+  }
   for (const place of document.querySelectorAll("[data-of=size]")) place.textContent = String(model.size);
   find(document, "#about", HTMLElement).textContent =
     `${model.reference}: images of ${model.width} × ${model.height}${model.channels === 3 ? " in colour" : ""}, ` +

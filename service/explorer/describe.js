@@ -4,12 +4,12 @@ import { Bars } from "./bars.js";
 import { button, find, make } from "./dom.js";
 import { flat } from "./model.js";
 import { latestOnly } from "./latest.js";
-import { dataUrl, toBase64 } from "./pictures.js";
+import { brightened, dataUrl, pngBlob, toBase64 } from "./pictures.js";
 import { curl, literal, python, recipe, saved } from "./recipe.js";
 import { Sketch } from "./sketch.js";
 
-const DRAWN = "picture.png"; // the file name of a drawing
 const UNUSUAL = 0.05; // the false positive rate, by default the same in /score
+const BRIGHTEST = 8; // times brighter than it is; more would show rounding errors
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
 export function describe(panel, session) {
@@ -20,14 +20,23 @@ export function describe(panel, session) {
   const error = find(panel, "[data-is=error]", HTMLImageElement);
   const facts = find(panel, ".facts", HTMLElement);
   const colour = find(panel, "input[type=color]", HTMLInputElement);
+  const pick = button(panel, "pick");
   const file = find(panel, "#file", HTMLInputElement);
   const showRecipe = recipe(panel);
   let seed = 3;
 
+  /** Show the error as bright as it goes, and say how large it is. @param {string} base64 a grey PNG */
+  const showError = async (base64) => {
+    const { url, white } = brightened(await createImageBitmap(pngBlob(base64)), BRIGHTEST);
+    error.src = url;
+    find(panel, "[data-is=white]", HTMLElement).textContent = `; white is ${Math.round((100 * white) / 255)} %`;
+  };
+
   /** @type {(source: File | Blob) => Promise<void>} */
   const look = latestOnly(panel, signal, async (source) => {
     const named = source instanceof File;
-    const file = named ? source : new File([source], DRAWN, { type: source.type });
+    const name = named ? source.name : source.type === "image/jpeg" ? "picture.jpg" : "picture.png";
+    const file = named ? source : new File([source], name, { type: source.type });
     const encoded = await session.json(session.to({ path: "encode", file }));
     const scoring = session.to(
       model.scored
@@ -39,13 +48,13 @@ export function describe(panel, session) {
     bars.show(latents);
     reconstruction.src = dataUrl(answer.images[0]);
     find(panel, "[data-for=error]", HTMLElement).hidden = !answer.error_map;
-    if (answer.error_map) error.src = dataUrl(answer.error_map[0]);
+    if (answer.error_map) await showError(answer.error_map[0]);
     facts.replaceChildren(...explain(answer));
     session.picture.set({ url: easel.toDataURL(), latents });
     const base64 = named ? "" : await toBase64(source);
     showRecipe(
       [
-        ...(named ? [] : [saved(DRAWN, base64)]),
+        ...(named ? [] : [saved(name, base64)]),
         curl(session.to({ path: "encode", file })),
         curl(session.to({ path: "reconstruct", file, accept: "image/png" }), "reconstruction.png"),
         ...(model.scored ? [curl(session.to({ path: "score", query: { seed: 0 }, file }))] : []),
@@ -53,7 +62,7 @@ export function describe(panel, session) {
       python(
         model.reference,
         [
-          `image = ${named ? literal(source.name) : `base64.b64decode(${literal(base64)})`}`,
+          `image = ${named ? literal(name) : `base64.b64decode(${literal(base64)})`}`,
           "latents = client.encode(image).mean",
           "reconstruction = client.reconstruct(image)",
           "print(latents, reconstruction.error, reconstruction.images.shape)",
@@ -65,7 +74,10 @@ export function describe(panel, session) {
   });
 
   const drawn = latestOnly(panel, signal, async () => look(await sketch.blob()));
-  const sketch = new Sketch(easel, model, signal, drawn);
+  const sketch = new Sketch(easel, model, signal, drawn, () => {
+    colour.value = sketch.ink;
+    pick.ariaPressed = "false";
+  });
 
   const show = latestOnly(panel, signal, async (/** @type {File | Blob} */ source, fromModel = false) => {
     let picture;
@@ -75,16 +87,24 @@ export function describe(panel, session) {
       picture = undefined; // the service may read formats that this browser does not, and reports the others
     }
     if (picture) sketch.show(picture);
-    if (fromModel) sketch.learnColours();
-    await look(source);
+    if (fromModel && !session.picture.value) { // later ones leave the pen that the user chose
+      sketch.learnColours();
+      colour.value = sketch.ink;
+    }
+    const tooLarge = picture && picture.width * picture.height > model.pixels; // as cameras make them
+    await look(tooLarge ? await sketch.blob() : source);
   });
   const sample = latestOnly(panel, signal, async () => {
     const query = { n: 1, seed };
     await show(await session.blob(session.to({ path: "sample", query, accept: "image/png" })), true);
   });
 
-  find(panel, "[data-for=colour]", HTMLElement).hidden = model.channels === 1;
   colour.addEventListener("input", () => { sketch.ink = colour.value; }, { signal });
+  pick.ariaPressed = "false";
+  pick.addEventListener("click", () => {
+    sketch.picking = !sketch.picking;
+    pick.ariaPressed = String(sketch.picking);
+  }, { signal });
   file.addEventListener("change", () => {
     const [picked] = file.files ?? [];
     if (picked) show(picked);
@@ -108,7 +128,9 @@ export function describe(panel, session) {
   }
   document.addEventListener("drop", (event) => {
     const dropped = event.dataTransfer?.files[0];
-    if (dropped) show(dropped);
+    if (!dropped) return;
+    easel.scrollIntoView({ block: "nearest" });
+    show(dropped);
   }, { signal });
   session.chosen.watch((blob) => show(blob));
 
@@ -125,13 +147,16 @@ function explain({ model, error, elbo, distortion, rate, p_value: p }) {
       : `an anomaly: only ${share} % of the validation images are as unusual`));
   }
   if (elbo) {
-    facts.push(fact("Score", `${elbo[0].toFixed(0)} nats`,
-      `the ELBO: −${distortion[0].toFixed(0)} for the distortion, −${rate[0].toFixed(0)} for the rate`));
+    facts.push(fact("Score", `${whole(elbo[0])} nats`,
+      `the ELBO: ${whole(-distortion[0])} for the distortion, ${whole(-rate[0])} for the rate`));
   }
-  facts.push(fact("Squared error", error[0].toFixed(4), "the mean over all pixels, which lie between 0 and 1"));
+  facts.push(fact("Squared error", error[0].toPrecision(2), "the mean over all pixels, which lie between 0 and 1"));
   if (elbo && !p) facts.push(fact("p-value", "none", `${model} was published without a calibration`));
   return facts;
 }
+
+/** @param {number} nats @returns {string} for instance −47,709 */
+const whole = (nats) => nats.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");
 
 /** @param {string} name @param {string} value @param {string} meaning */
 function fact(name, value, meaning) {

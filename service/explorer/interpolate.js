@@ -69,6 +69,7 @@ export function interpolate(panel, session) {
     const samples = session.samples.value ?? [];
     const { value: picture } = session.picture;
     offered = [...(picture ? [picture] : []), ...samples].slice(0, OFFERED);
+    if (offered.length < 2) return;
     chosen = chosen.map((index) => Math.min(index, offered.length - 1));
     [start, end].forEach((side, which) => {
       const choices = offered.map(({ url }, index) => choice(side, url, {
@@ -78,7 +79,7 @@ export function interpolate(panel, session) {
       }));
       side.replaceChildren(find(side, "legend", HTMLLegendElement), ...choices);
     });
-    if (offered.length > 1) load();
+    load();
   };
 
   film(strip, new Array(Math.ceil(count / STRIP)), model); // reserves its final size

@@ -37,7 +37,7 @@ export function map(panel, session) {
     const answer = await session.json({ path, query });
     const sheet = await createImageBitmap(await session.blob({ path, accept: "image/png" }));
     found.hidden = false;
-    open(panel, session, answer, new Thumbnails(sheet, answer, model.channels === 1));
+    open(panel, session, answer, new Thumbnails(sheet, answer, model));
   })();
 }
 
@@ -73,9 +73,9 @@ function open(panel, session, answer, thumbnails) {
     pen.setTransform(sharp, 0, 0, sharp, 0, 0);
     pen.clearRect(0, 0, width, height);
     scatter(pen, camera, plane, thumbnails, highlighted);
-    if (hovered >= 0) enlarge(pen, camera, plane, thumbnails, hovered, names);
     if (session.picture.value) ring(pen, camera.pixel(plane.place(session.picture.value.latents)), "5 4");
     ring(pen, camera.pixel(probe), "");
+    if (hovered >= 0) enlarge(pen, camera, plane, thumbnails, hovered, names);
   };
   const redraw = () => {
     if (!drawing) requestAnimationFrame(draw);
@@ -163,7 +163,8 @@ function open(panel, session, answer, thumbnails) {
  */
 function scatter(pen, camera, plane, thumbnails, highlighted) {
   const { width, height } = camera.size;
-  const side = Math.min(56, 22 * Math.sqrt(Math.max(1, camera.zoom)));
+  const room = plane.spacing * camera.scale; // for each of a few images; many share spots of 22 pixels
+  const side = Math.min(56, Math.max(room, 22 * Math.sqrt(Math.max(1, camera.zoom))));
   const taken = new Set();
   const dim = (/** @type {number} */ index) => highlighted.size > 0 && !highlighted.has(thumbnails.labels[index]);
   const order = plane.points.map((_, index) => index).sort((a, b) => Number(dim(a)) - Number(dim(b)));
@@ -207,7 +208,7 @@ function enlarge(pen, camera, plane, thumbnails, index, names) {
   pen.roundRect(left, top, width, height, 6);
   pen.fill();
   pen.stroke();
-  pen.imageSmoothingEnabled = false;
+  pen.imageSmoothingEnabled = thumbnails.smooth;
   thumbnails.draw(pen, index, left + width / 2, top + 6 + ENLARGED / 2, ENLARGED);
   pen.imageSmoothingEnabled = true;
   pen.fillStyle = style.getPropertyValue("--ink");

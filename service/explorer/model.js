@@ -6,6 +6,8 @@
  * @property {number} height of its images
  * @property {number} width
  * @property {number} channels 1 or 3
+ * @property {"contain" | "cover" | "stretch"} fit how the service fits other images to this size
+ * @property {boolean} smooth whether its images are shown smoothed
  * @property {number[]} shape of the latents of one image
  * @property {number} size number of latents of one image
  * @property {number[]} kl mean KL of each latent in nats; empty if not measured
@@ -14,16 +16,23 @@
  * @property {boolean} scored whether it has a likelihood, which /score needs
  * @property {boolean} mapped whether it has a map
  * @property {number} rows most images or latents of one request
+ * @property {number} pixels most pixels of an image file
  */
+
+// Images from this size on are shown smoothed. Thumbnails are smaller than they are, and without smoothing a browser
+// leaves out rows of pixels.
+const SMOOTH = 48;
 
 /** @param {any} answer of GET /models/{name}/versions/{version} @returns {Model} */
 export function describe({ model, manifest, limits }) {
-  const { height, width, channels } = manifest.image;
+  const { height, width, channels, fit } = manifest.image;
   return {
     reference: model,
     height,
     width,
     channels,
+    fit,
+    smooth: Math.max(height, width) >= SMOOTH,
     shape: manifest.latent.shape,
     size: manifest.latent.shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1),
     kl: (manifest.latent.kl ?? []).flat(Infinity),
@@ -32,6 +41,7 @@ export function describe({ model, manifest, limits }) {
     scored: Boolean(manifest.likelihood),
     mapped: Boolean(manifest.map),
     rows: Math.min(limits.max_images, limits.max_samples),
+    pixels: limits.max_pixels,
   };
 }
 

@@ -1,5 +1,7 @@
 /** Image files between the service, <img> and <canvas>. */
 
+import { make } from "./dom.js";
+
 /** @param {string} base64 a PNG from a JSON answer */
 export const dataUrl = (base64) => `data:image/png;base64,${base64}`;
 
@@ -21,6 +23,25 @@ export function showBlob(image, blob) {
   const before = image.src;
   image.src = URL.createObjectURL(blob);
   if (before.startsWith("blob:")) URL.revokeObjectURL(before);
+}
+
+/**
+ * Make the brightest level of a grey image white, and brighten the others in proportion.
+ * @param {ImageBitmap} image
+ * @param {number} most times brighter
+ * @returns {{ url: string, white: number }} the image, and the level that is white now, 0…255
+ */
+export function brightened(image, most) {
+  const canvas = make("canvas", { width: image.width, height: image.height });
+  const pen = context(canvas);
+  pen.drawImage(image, 0, 0);
+  const pixels = pen.getImageData(0, 0, image.width, image.height);
+  const { data } = pixels;
+  let white = 255 / most;
+  for (let at = 0; at < data.length; at += 4) white = Math.max(white, data[at]);
+  for (let at = 0; at < data.length; at += 4) data.fill((255 * data[at]) / white, at, at + 3);
+  pen.putImageData(pixels, 0, 0);
+  return { url: canvas.toDataURL(), white };
 }
 
 /** Draw images side by side. @param {HTMLCanvasElement} canvas @param {ImageBitmap[]} frames @param {{ width: number, height: number }} size of one */

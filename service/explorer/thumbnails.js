@@ -1,6 +1,8 @@
-/** The map's thumbnails on one canvas. Grey ones become ink in the colour of their label. */
+/** The map's thumbnails on one canvas. Grey ones become ink in the colour of their label, others have a frame in it. */
 
 import { context } from "./pictures.js";
+
+const FRAME = 2; // pixels
 
 /** The colour of a label on a light or dark background, one hue per label. @param {number} label @param {number} count @param {boolean} dark */
 export function hue(label, count, dark) {
@@ -12,21 +14,22 @@ export class Thumbnails {
   /**
    * @param {ImageBitmap} sheet all thumbnails without gaps
    * @param {import("./plane.js").LatentMap} map
-   * @param {boolean} grey whether the images have one channel
+   * @param {import("./model.js").Model} model
    */
-  constructor(sheet, map, grey) {
+  constructor(sheet, map, { channels, smooth }) {
     const { width, height, columns } = map.thumbnails;
     this.width = width;
     this.height = height;
     this.columns = columns;
     this.labels = map.labels ?? new Array(map.points.length).fill(-1);
     this.count = map.label_names?.length ?? 0;
-    this.grey = grey;
+    this.grey = channels === 1;
+    this.smooth = smooth;
     this.canvas = document.createElement("canvas");
     Object.assign(this.canvas, { width: sheet.width, height: sheet.height });
     const pen = context(this.canvas);
     pen.drawImage(sheet, 0, 0);
-    if (grey) inkOnly(pen, sheet.width, sheet.height);
+    if (this.grey) inkOnly(pen, sheet.width, sheet.height);
   }
 
   /** Colour the ink by label. @param {boolean} dark */
@@ -49,6 +52,10 @@ export class Thumbnails {
     const [w, h] = [this.width * scale, this.height * scale];
     const [left, top] = this.#corner(index);
     pen.drawImage(this.canvas, left, top, this.width, this.height, x - w / 2, y - h / 2, w, h);
+    if (this.grey || !this.count) return;
+    pen.strokeStyle = hue(this.labels[index], this.count, Boolean(this.dark));
+    pen.lineWidth = FRAME;
+    pen.strokeRect(x - w / 2, y - h / 2, w, h);
   }
 
   /** @param {number} index @returns {[number, number]} */

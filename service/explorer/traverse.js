@@ -8,6 +8,7 @@ import { curl, literal, python, recipe } from "./recipe.js";
 
 const COUNT = 8;
 const REACH = 3;
+const FARTHEST = 10; // the most that the service traverses; the latents of an unusual image may lie at several hundred
 const STEPS = 9; // images in a strip
 
 /** @param {HTMLElement} panel @param {import("./session.js").Session} session */
@@ -59,7 +60,8 @@ export function traverse(panel, session) {
 
   const begin = () => {
     numbers = [...(session.picture.value?.latents ?? numbers)];
-    const reach = Math.max(REACH, ...sliders.map(({ dimension }) => Math.ceil(Math.abs(numbers[dimension]))));
+    const farthest = Math.max(...sliders.map(({ dimension }) => Math.ceil(Math.abs(numbers[dimension]))));
+    const reach = Math.min(FARTHEST, Math.max(REACH, farthest));
     for (const { dimension, input, output } of sliders) {
       Object.assign(input, { min: -reach, max: reach });
       input.valueAsNumber = numbers[dimension];

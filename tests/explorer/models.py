@@ -1,4 +1,4 @@
-"""A repository for the explorer: a trained model with a map and a calibration, and one that has neither."""
+"""A repository for the explorer: models in grey and in colour, with and without a map and a calibration."""
 
 from pathlib import Path
 from shutil import copyfile
@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from tests.bundles import make_bundle
+from tests.bundles import make_bundle, make_draft
 from tests.checkout import ROOT
 from vaeserve.bundle.calibration import calibrate
 from vaeserve.bundle.engine import Engine
@@ -21,8 +21,18 @@ POINTS = 300
 
 
 def make_repository(folder: Path) -> Path:
-    """mnist@1, the shipped one with a map and a calibration of its own samples, and colour@1: 12×10 RGB."""
+    """A model of each kind.
+
+    mnist@1 is the shipped one with a map and a calibration of its own samples. colour@1 is 12×10 RGB
+    without either. photos@1 is 64×64 RGB with both. cover@1 and stretch@1 fit images as their names say.
+    """
     make_bundle(folder, "colour", 12, 10, 3, (2, 3, 4), held_out=0)
+    make_bundle(folder, "photos", 64, 64, 3, (8,))
+    for fit in ("cover", "stretch"):
+        with TemporaryDirectory() as name:
+            draft = make_draft(Path(name), fit, 64, 64, 3, (8,), held_out=0)
+            image = draft.manifest.image.model_copy(update={"fit": fit})
+            publish(folder, fit, Draft(draft.folder, draft.manifest.model_copy(update={"image": image})))
     shipped = SHIPPED / str(max(versions(SHIPPED)))
     manifest, engine = read_bundle(shipped).manifest, open_engine(shipped)
     with TemporaryDirectory() as name:

@@ -1,97 +1,21 @@
 """Each panel of the explorer, used in a real browser with a real service."""
 
-import base64
 import io
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
 from tests import live
 from tests.bundles import make_bundle
-from tests.checkout import ROOT
+from tests.explorer.acts import AXE, changes, copied, draw, pixels, run, run_curl, shown
 from tests.explorer.browser import DESKTOP, PHONE
 
 pytestmark = pytest.mark.heavy
-
-# Violations are what fails; colour contrast is among them.
-AXE = Axe()
-
-
-def pixels(content):
-    with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("L")).astype(int)
-
-
-def shown(visit, selector):
-    """The image of an <img> or a <canvas>, as grey levels [h, w]."""
-    element = visit.page.locator(selector)
-    data = element.evaluate(
-        """async (element) => {
-            const canvas = document.createElement("canvas");
-            if (element instanceof HTMLImageElement) await element.decode();
-            canvas.width = element.naturalWidth ?? element.width;
-            canvas.height = element.naturalHeight ?? element.height;
-            canvas.getContext("2d").drawImage(element, 0, 0);
-            return canvas.toDataURL().split(",")[1];
-        }"""
-    )
-    return pixels(base64.b64decode(data))
-
-
-def changes(visit, selector, act):
-    """Whether the action changes the image."""
-    before = shown(visit, selector)
-    act()
-    visit.settle()
-    after = shown(visit, selector)
-    return before.shape != after.shape or (before != after).any()
-
-
-def copied(visit, panel, language):
-    """The recipe, copied through the clipboard."""
-    section = visit.page.locator(f"#{panel}")
-    if section.locator("details").get_attribute("open") is None:
-        section.locator("summary").click()
-    section.get_by_role("button", name=f"Copy the {language}").click()
-    expect(section.locator(".head", has_text=language).get_by_role("status")).to_contain_text("Copied")
-    return visit.page.evaluate("navigator.clipboard.readText()")
-
-
-def run(folder, program, *arguments):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def run_curl(folder, code):
-    return run(folder, "bash", "-euo", "pipefail", "-c", code.replace("curl ", "curl -fsS "))
-
-
-def draw(visit, *points):
-    """A stroke on the easel through points in its units, 0…1."""
-    easel = visit.page.locator("#easel")
-    easel.scroll_into_view_if_needed()
-    box = easel.bounding_box()
-    mouse = visit.page.mouse
-    for number, (x, y) in enumerate(points):
-        mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
-        if number == 0:
-            mouse.down()
-    mouse.up()
-    visit.settle()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -231,6 +155,19 @@ def test_slider_changes_the_image_with_one_request_in_flight(visit, tmp_path):
     assert changes(visit, "#traverse img", back.click)
 
 
+def test_unusual_image_is_traversed(visit):
+    """The encoder extrapolates: latents of a white image lie beyond what the service traverses."""
+    file = io.BytesIO()
+    Image.new("L", (28, 28), 255).save(file, "PNG")
+    image = {"name": "white.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    visit.page.locator("#file").set_input_files(image)
+    visit.settle()
+    numbers = visit.page.locator("#traverse output").all_text_contents()
+    assert max(abs(float(number)) for number in numbers) > 10
+    expect(visit.page.locator("#traverse .trouble")).to_be_hidden()
+    assert visit.page.locator("#traverse .sliders input").first.get_attribute("max") == "10"
+
+
 def test_samples_follow_seed_temperature_and_label(visit, tmp_path):
     page = visit.page
     seed = page.get_by_label("Seed", exact=True)
@@ -278,7 +215,21 @@ def test_interpolation_follows_its_slider(visit, tmp_path):
         assert film.n_frames > 2
 
 
-@pytest.mark.parametrize("model", ["mnist@1", "colour@1"])
+def test_interpolation_has_two_ends_when_the_samples_come_last(visiting):
+    visit = visiting()
+    late = []
+    visit.page.route("**/sample?*n=48*", lambda route: late.append(route))
+    visit.page.goto(visit.url)
+    visit.page.locator("#describe .facts dd").first.wait_for()
+    late[0].continue_()
+    visit.page.locator("#samples li").first.wait_for()
+    visit.settle()
+    ends = visit.page.locator("#interpolate fieldset")
+    chosen = [ends.nth(end).locator(":checked + img").get_attribute("alt") for end in range(2)]
+    assert chosen == ["your picture", "sample 2"]
+
+
+@pytest.mark.parametrize("model", ["mnist@1", "colour@1", "photos@1"])
 def test_every_recipe_runs(visit, tmp_path, model):
     page = visit.page
     page.locator("#model").select_option(label=model)
@@ -286,7 +237,7 @@ def test_every_recipe_runs(visit, tmp_path, model):
     panels = page.locator("section:has(.recipe summary:visible)").evaluate_all(
         "all => all.map(each => each.id)"
     )
-    assert len(panels) == (5 if model == "mnist@1" else 4)  # colour@1 has no map
+    assert len(panels) == (4 if model == "colour@1" else 5)  # colour@1 has no map
     for panel in panels:
         assert page.locator(f"#{panel} .trouble").text_content() == ""
         run_curl(tmp_path, copied(visit, panel, "curl"))
