@@ -67,7 +67,7 @@ def test_many_latents_and_labels_are_published_without_what_would_be_huge(folder
     assert re.search(r"mixtures of its [456] labels: with 30 latent dimensions .* 0\.0\d+ MB", missing)
     assert missing.removeprefix("published without ") in (bundle / "README.md").read_text()
     engine = open_engine(bundle)
-    assert engine.prior.kinds == ("gmm", "normal")
+    assert engine.prior.kinds == ("normal", "mixture")
     assert not engine.prior.by_label
     assert len(engine.prior.mixture.weights) <= 3
 

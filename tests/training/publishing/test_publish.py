@@ -54,7 +54,7 @@ def test_the_card_has_every_picture_and_figure_that_it_names(published):
     assert f"{manifest.metrics['mse'].value:.5f}" in text
     assert f"{manifest.metrics['linear_probe_pca'].value:.4f}" in text
     assert "CC BY 4.0" in text
-    command = re.search(r"vae-train fit [^`]*", text).group().replace("\\\n   ", "")
+    command = re.search(r"vae-train fit [^`]*", text).group().replace(" \\\n   ", "")
     assert "--data digits --epochs 10 --batch 128 " in command
     assert "--image-size 8x8 --channels 1 " in command
     assert f"N = 164, k = {manifest.metrics['iwae'].k}" in text
