@@ -94,8 +94,8 @@ def figures(network: VAE, images: data.Images, config: TrainConfig) -> dict[str,
     """The figures of the test images."""
     pixels, rows = Pixels(images, torch.device("cpu")), dataclasses.asdict(images.split)
     sums = np.zeros(3)
-    for at in range(0, len(rows["test"]), config.batch):
-        chosen = rows["test"][at : at + config.batch]
+    for at in range(0, len(rows["test"]), config.images_per_step):
+        chosen = rows["test"][at : at + config.images_per_step]
         batch, eps = draw(config, pixels, chosen, ALONE, "validation", at)
         output = network(batch, eps)
         restored = network.likelihood.mean(network.decoder(output.posterior.mean))

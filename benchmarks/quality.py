@@ -93,8 +93,8 @@ def other(loss: Loss, images: data.Images, config: TrainConfig) -> VAE:
     held_out = _float(images.pixels[images.split.validation])
     for _ in range(config.epochs or 0):
         order = rng.permutation(images.split.train)
-        for at in range(0, len(order) - config.batch + 1, config.batch):
-            batch = _float(images.pixels[order[at : at + config.batch]])
+        for at in range(0, len(order) - config.images_per_step + 1, config.images_per_step):
+            batch = _float(images.pixels[order[at : at + config.images_per_step]])
             eps = torch.from_numpy(rng.standard_normal((len(batch), config.latent or 0), np.float32))
             optimizer.zero_grad(set_to_none=True)
             loss(*_forward(network, batch, eps)).backward()  # type: ignore[no-untyped-call]
@@ -252,7 +252,7 @@ def main() -> None:
         for name, loss in (("pythae's loss", pythae), ("PyTorch-VAE's loss", pytorch_vae)):
             rows[name] = figures(other(loss, images, config), images, scorer, seed)
         if arguments.pythae:
-            faster = {"per_device_train_batch_size": config.batch, "learning_rate": 1e-3}
+            faster = {"per_device_train_batch_size": config.images_per_step, "learning_rate": 1e-3}
             for name, settings in (("pythae, defaults", {}), ("pythae, 1e-3", faster)):
                 network, drawn = pythae_itself(arguments.pythae, images, config, settings)
                 rows[name] = figures(network, images, scorer, seed, drawn)

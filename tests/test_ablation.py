@@ -16,7 +16,7 @@ from training.model.likelihoods import LIKELIHOODS
 from training.model.networks import Output, Posterior, Residual
 
 GAUSSIAN = LIKELIHOODS["gaussian"]
-CONFIG = TrainConfig(image_size=(8, 8), channels=1, latent=3, width=16, likelihood="gaussian")
+CONFIG = TrainConfig(image_size=(8, 8), channels=1, latent=3, batch=128, width=16, likelihood="gaussian")
 
 
 def test_the_row_of_sigma_1_trains_with_it_and_is_validated_with_the_one_that_was_measured():
