@@ -18,6 +18,7 @@ from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
 
 FEW = {"iwae_k": 2, "iwae_n": 4}
+pytestmark = pytest.mark.heavy  # whole trainings and publications, 40 s
 NAMES = (b"$1_$5", b"$100_and_more", b"caf\xe9", "日本語".encode(), b"x" * 220, b"a_b^c\\frac{")
 
 

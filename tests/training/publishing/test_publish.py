@@ -146,6 +146,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.heavy  # half a minute: as long as the defaults train
 def test_a_folder_of_photos_is_trained_evaluated_published_and_served(photos):
     """No flag beyond --data, as in the README."""
     home = photos.parent
