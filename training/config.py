@@ -31,8 +31,6 @@ Augment = Literal["auto", "none", "light"]
 # Pixels seen in a run, from which torch.compile is worth it: on one core it takes 20 s (some CPUs: 100 s) and
 # then saves 6 to 8 % of the time, which is 26 minutes for so many pixels at the reference network.
 COMPILING_PAYS = 2e9
-
-
 # What `--resume` may change: epochs extend the run, the others do not decide about the weights.
 CHANGEABLE = frozenset({"epochs", "data", "device", "memory_limit", "checkpoint_seconds"})
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.config import Augmentation
+from training.config import NO_AUGMENTATION, Augmentation
 from training.data.images import ByteImages, Indices
 
 MOST = Augmentation(shift=0.12, rotation=10, scale=0.1, brightness=0.1, contrast=0.2)
@@ -22,6 +22,7 @@ HALVINGS = 3
 # by 13 % on photographs of hands, which it helped; the smallest shift raised it by 50 % on centred emoji.
 FARTHER = 1.2
 FARTHER_MIRRORED = 1.05  # a mirrored 3 is not a rare 3, so there is no smaller amount of it
+FEW_PASSES = 30  # so often an image can be seen before the network knows it better than others like it
 COMPARED, AMONG = 400, 4000  # images that are changed, and images that they are compared with
 SIDE = 32  # pixels at which they are compared: noise of single pixels would hide a shift
 
@@ -77,10 +78,7 @@ def choose(asked: str, passes: float, measure: Callable[[], Augmentation]) -> Au
     """The augmentation for `--augment`. `passes`: how often the run sees each image."""
     if asked == "light":
         return LIGHT
-    return measure() if asked == "auto" and passes > FEW_PASSES else Augmentation()
-
-
-FEW_PASSES = 30  # so often an image can be seen before the network knows it better than others like it
+    return measure() if asked == "auto" and passes > FEW_PASSES else NO_AUGMENTATION
 
 
 def _float(images: ByteImages) -> Tensor:

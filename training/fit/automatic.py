@@ -12,6 +12,7 @@ from training.fit import augment, schedule, state, step
 from training.fit.batches import Pixels, draw
 from training.fit.distributed import Ranks
 from training.fit.precision import cast, resolve_precision
+from training.fit.threads import threads
 from training.model.networks import VAE
 
 TRIAL = 4  # steps that are timed; the first one is slower and does not count
@@ -82,11 +83,12 @@ def _images_per_second(
     plan = schedule.plan(config, len(data.split.train), len(data.split.validation))
     rows = data.split.train[: config.images_per_step]
     pixels, alone, seconds = Pixels(data, device), Ranks(), []
-    for number in range(TRIAL):
-        start = time.perf_counter()
-        images, eps = draw(config, pixels, rows, alone, "step", number)
-        step.train_step(config, plan, now, forward, images, eps, alone)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
+    with threads(config):
+        for number in range(TRIAL):
+            start = time.perf_counter()
+            images, eps = draw(config, pixels, rows, alone, "step", number)
+            step.train_step(config, plan, now, forward, images, eps, alone)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
     return len(rows) / min(seconds[1:])
