@@ -131,7 +131,7 @@ class Network:
 
     @torch.no_grad()
     def encode(self, images: ByteImages) -> Posterior:
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
+        pixels = networks.as_pixels(torch.from_numpy(images))
         return Posterior(*(array.numpy() for array in self.network.encoder(pixels)))
 
     @torch.no_grad()

@@ -40,7 +40,7 @@ from training.evaluation import classifier, metrics, samples
 from training.fit import checkpoint, trainer
 from training.fit.progress import Silent
 from training.model import networks, objective
-from training.model.networks import VAE
+from training.model.networks import VAE, as_pixels
 from training.publishing import fit_priors as priors
 from vaeserve.bundle.batched import CHUNK
 from vaeserve.bundle.likelihood import Gaussian
@@ -296,7 +296,7 @@ def _bytes(pixels: NDArray[np.float32]) -> data.ByteImages:
 
 
 def _float(images: data.ByteImages) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
+    return as_pixels(torch.from_numpy(images))
 
 
 if __name__ == "__main__":

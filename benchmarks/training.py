@@ -104,6 +104,7 @@ def train_pythae(count: int, size: Size, epochs: int, at_step: Callable[[], None
     from pythae.trainers.training_callbacks import TrainingCallback
 
     from training.data.images import from_arrays
+    from training.model.networks import as_pixels
 
     logging.disable(logging.INFO)
     whole = network(size)
@@ -131,7 +132,7 @@ def train_pythae(count: int, size: Size, epochs: int, at_step: Callable[[], None
 
     data = from_arrays("images", images(count, size))
     train, validation = (
-        torch.from_numpy(data.pixels[rows]).permute(0, 3, 1, 2).contiguous().float() / 255
+        as_pixels(torch.from_numpy(data.pixels[rows])).contiguous()
         for rows in (data.split.train, data.split.validation)
     )
     shape = VAEConfig(input_dim=(size[2], *size[:2]), latent_dim=whole.shape.latent)

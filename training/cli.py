@@ -136,7 +136,8 @@ def evaluate(
         if manifest.likelihood is None:
             raise ConfigError(f"{manifest.reference} has no likelihood in its manifest, so it has no ELBO")
         images = _images_like(manifest.image, data, memory_limit)
-        evaluation = run_evaluation(engine, images, Parts(_say), seed=seed, iwae_k=iwae_k, iwae_n=iwae_n)
+        parts = Parts(_say, done="evaluated")
+        evaluation = run_evaluation(engine, images, parts, seed=seed, iwae_k=iwae_k, iwae_n=iwae_n)
         metrics = evaluation.metrics
         path = output or Path(f"evaluation-{manifest.name}-{manifest.version}.json")
         record = {

@@ -29,8 +29,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Augment = Literal["auto", "none", "light"]
 
 # Pixels seen in a run, from which torch.compile is worth it: on one core it takes 20 s (some CPUs: 100 s) and
-# then saves 6 to 8 % of the time, which is 26 minutes for so many pixels at the reference network.
+# then saves 6 to 8 % of the time, which is 26 minutes for so many pixels at the reference network. Of larger
+# images the convolutions take nearly all of the time: 193 images/s with it and 199 without, at 64×64×3.
 COMPILING_PAYS = 2e9
+COMPILED_IMAGE = 4096  # pixels of an image, at most
 # What `--resume` may change: epochs extend the run, the others do not decide about the weights.
 CHANGEABLE = frozenset({"epochs", "data", "device", "memory_limit", "checkpoint_seconds"})
 
@@ -168,7 +170,7 @@ class TrainConfig(BaseModel):
     # Validation is always at 1.
     beta: Annotated[float, Field(ge=0), Flag("Weight of the rate in the loss; 1 is the ELBO.")] = 1.0
     device: Annotated[str, Flag("auto, cpu, cuda, …")] = "auto"
-    compile: Annotated[bool | None, Flag("Use torch.compile.", "if the run is long enough")] = None
+    compile: Annotated[bool | None, Flag("Use torch.compile.", "for long runs on small images")] = None
     precision: Annotated[Precision, Flag("auto: bfloat16 on a CPU that multiplies in it, else float32.")] = (
         "auto"
     )
@@ -297,7 +299,7 @@ def resolve(
         likelihood = "bernoulli" if binary else "gaussian"
     batch = min(config.batch or default_batch(train), train)
     epochs = config.epochs or default_epochs(train // batch)
-    long = epochs * train * math.prod(image) >= COMPILING_PAYS
+    long = epochs * train * math.prod(image) >= COMPILING_PAYS and math.prod(image) <= COMPILED_IMAGE
     return config.replace(
         name=config.name or name,
         batch=batch,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.data.images import ByteImages, Images
+from training.model.networks import as_pixels
 
 FEATURES = 64
 MOST_TRAINED = 20_000  # images
@@ -53,7 +54,7 @@ def train(data: Images, seed: int) -> Classifier:
             group["lr"] = RATE * (1 - step / STEPS)
         batch = rng.choice(rows, min(BATCH, len(rows)), replace=False)
         loss = nn.functional.cross_entropy(
-            classifier(_float(data.pixels[batch])), torch.from_numpy(data.labels[batch])
+            classifier(as_pixels(torch.from_numpy(data.pixels[batch]))), torch.from_numpy(data.labels[batch])
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -65,7 +66,8 @@ def train(data: Images, seed: int) -> Classifier:
 def features(classifier: Classifier, images: ByteImages) -> NDArray[np.float64]:
     """The hidden features, float64 [n, 64], of images uint8 [n, h, w, c]."""
     parts = [
-        classifier.features(_float(images[at : at + CHUNK])).numpy() for at in range(0, len(images), CHUNK)
+        classifier.features(as_pixels(torch.from_numpy(images[at : at + CHUNK]))).numpy()
+        for at in range(0, len(images), CHUNK)
     ]
     return np.concatenate(parts).astype(np.float64)
 
@@ -75,7 +77,3 @@ def predict(classifier: Classifier, images: ByteImages) -> NDArray[np.int64]:
     """The most likely label of each image, int64 [n]."""
     logits = classifier.head(torch.from_numpy(features(classifier, images)).to(torch.float32))
     return logits.argmax(dim=1).numpy()  # type: ignore[no-any-return]
-
-
-def _float(images: ByteImages) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255

@@ -9,12 +9,15 @@ from training.data.images import Say
 class Parts:
     """Computes parts of a bundle, and records which are missing and why.
 
-    `say` receives what is done and what is missing, `missing` has a line for each missing part. With
-    `all_needed` an error in a part is raised.
+    `say` receives what is done and, after the verb `done`, what is missing; `missing` has a line for each
+    missing part. With `all_needed` an error in a part is raised.
     """
 
-    def __init__(self, say: Say = lambda text: None, *, all_needed: bool = False) -> None:
+    def __init__(
+        self, say: Say = lambda text: None, *, done: str = "published", all_needed: bool = False
+    ) -> None:
         self.say = say
+        self.done = done
         self.all_needed = all_needed
         self.missing: tuple[str, ...] = ()
 
@@ -33,4 +36,4 @@ class Parts:
     def without(self, part: str, reason: str) -> None:
         """Record that `part` is missing."""
         self.missing = (*self.missing, f"{part}: {reason}")
-        self.say(f"published without {self.missing[-1]}")
+        self.say(f"{self.done} without {self.missing[-1]}")

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from training.config import NO_AUGMENTATION, Augmentation
 from training.data.images import ByteImages, Indices
+from training.model.networks import as_pixels
 
 MOST = Augmentation(shift=0.12, rotation=10, scale=0.1, brightness=0.1, contrast=0.2)
 LIGHT = Augmentation(shift=0.03, rotation=2.5, scale=0.03, brightness=0.05, contrast=0.1)
@@ -57,8 +58,12 @@ def fitting(pixels: ByteImages, rows: Indices, seed: int) -> Augmentation:
     """The largest amounts of MOST, each alone, that leave images of the set `pixels` uint8 [n, h, w, c] where
     the set is. Only `rows` are read, and of those a random choice."""
     chosen = np.random.default_rng(seed).permutation(rows)[:AMONG]
-    among = torch.cat([_small(_float(pixels[chosen[at : at + 256]])) for at in range(0, len(chosen), 256)])
-    originals = _float(pixels[chosen[:COMPARED]])
+
+    def taken(few: Indices) -> Tensor:
+        return as_pixels(torch.from_numpy(pixels[few]))
+
+    among = torch.cat([_small(taken(chosen[at : at + 256])) for at in range(0, len(chosen), 256)])
+    originals = taken(chosen[:COMPARED])
     uniform = torch.rand(len(originals), 7, generator=torch.Generator().manual_seed(seed))
     before = _nearest(_small(originals), among)
 
@@ -79,10 +84,6 @@ def choose(asked: str, passes: float, measure: Callable[[], Augmentation]) -> Au
     if asked == "light":
         return LIGHT
     return measure() if asked == "auto" and passes > FEW_PASSES else NO_AUGMENTATION
-
-
-def _float(images: ByteImages) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
 def _small(images: Tensor) -> Tensor:

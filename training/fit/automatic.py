@@ -1,5 +1,7 @@
 """The settings that a run measures at its start: precision, latent dimensions, epochs and augmentation."""
 
+import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -15,7 +17,9 @@ from training.fit.precision import cast, resolve_precision
 from training.fit.threads import threads
 from training.model.networks import VAE
 
-TRIAL = 4  # steps that are timed; the first one is slower and does not count
+TRIAL = 4  # steps that are timed at least; the first one is slower and does not count
+TRIAL_SECONDS = 5.0  # of further steps, if --minutes decides: a shared machine is slow for a second or two
+TRAINING = 0.95  # share of the time that validation leaves
 
 
 def resolved(
@@ -52,11 +56,16 @@ def resolved(
         )
         config = config.replace(latent=latent)
     if config.epochs is None:
-        steps = default_epochs(train // shape.images_per_step)
-        speed = ranks.size * _images_per_second(filled(config.replace(compile=False)), data, ranks, build)
-        fits = max(1, int(60 * config.minutes * speed / train))
-        config = config.replace(epochs=min(steps, fits))
-        why = f"all that fits into --minutes {config.minutes:g}" if fits < steps else "enough for this set"
+        per_epoch = train // shape.images_per_step
+        enough = default_epochs(per_epoch)
+        most = augment.choose(config.augment, math.inf, lambda: augment.MOST)
+        trial = filled(config.replace(compile=False, augmentation=most))
+        available = TRAINING * 60 * config.minutes
+        quick = available / (2 * enough * per_epoch)
+        speed = ranks.size * _images_per_second(trial, data, ranks, build, quick)
+        fits = max(1, int(available * speed / train))
+        config = config.replace(epochs=min(enough, fits))
+        why = f"all that fits into --minutes {config.minutes:g}" if fits < enough else "enough for this set"
         note(f"--epochs {config.epochs}: {why}, at {speed:,.0f} images/s")
     config = filled(config)
     if config.augmentation is None:
@@ -74,9 +83,12 @@ def _augmentation(config: TrainConfig, data: Images) -> Augmentation:
 
 
 def _images_per_second(
-    config: TrainConfig, data: Images, ranks: Ranks, build: Callable[[TrainConfig], VAE]
+    config: TrainConfig, data: Images, ranks: Ranks, build: Callable[[TrainConfig], VAE], quick: float
 ) -> float:
-    """The speed of one process, measured in a few steps of a network that is thrown away."""
+    """The speed of one process, measured in a few steps of a network that is thrown away.
+
+    A step of less than `quick` seconds need not be timed exactly.
+    """
     device = ranks.device(config.device)
     now = state.start(build(config), config, device)
     forward = cast(now.network, config.precision, device)
@@ -84,11 +96,14 @@ def _images_per_second(
     rows = data.split.train[: config.images_per_step]
     pixels, alone, seconds = Pixels(data, device), Ranks(), []
     with threads(config):
-        for number in range(TRIAL):
+        began = time.perf_counter()
+        while len(seconds) < TRIAL or (
+            time.perf_counter() < began + TRIAL_SECONDS and statistics.median(seconds[1:]) > quick
+        ):
             start = time.perf_counter()
-            images, eps = draw(config, pixels, rows, alone, "step", number)
+            images, eps = draw(config, pixels, rows, alone, "step", len(seconds))
             step.train_step(config, plan, now, forward, images, eps, alone)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
-    return len(rows) / min(seconds[1:])
+    return len(rows) / statistics.median(seconds[1:])

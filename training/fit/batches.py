@@ -10,6 +10,7 @@ from training.fit.augment import augment
 from training.fit.distributed import Ranks
 from training.model import objective
 from training.model.likelihoods import LIKELIHOODS
+from training.model.networks import as_pixels
 
 
 class Pixels:
@@ -26,7 +27,7 @@ class Pixels:
             taken = _moved(torch.from_numpy(self._array[rows]), self.device)
         else:
             taken = self._resident[_moved(torch.from_numpy(rows), self.device)]
-        return taken.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        return as_pixels(taken)
 
 
 def _resident(pixels: ByteImages, device: torch.device) -> Tensor | None:

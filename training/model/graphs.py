@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from training.model.flow import Flow, log_standard_normal
 from training.model.likelihoods import LIKELIHOODS, Likelihood
+from training.model.networks import as_pixels
 
 
 class EncoderGraph(nn.Module):
@@ -19,7 +20,7 @@ class EncoderGraph(nn.Module):
         self.encoder = encoder
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.encoder(image.permute(0, 3, 1, 2).to(torch.float32) / 255)
+        mean, logvar = self.encoder(as_pixels(image))
         return mean, logvar
 
 

@@ -243,6 +243,11 @@ class VAE(nn.Module):
         return Output(self.decoder(z), posterior, z, log_prior, self.scale)
 
 
+def as_pixels(images: Tensor) -> Tensor:
+    """What the encoder takes, float32 [n, c, h, w] in [0, 1], of images uint8 [n, h, w, c]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 255
+
+
 def reparameterise(posterior: Posterior, eps: Tensor) -> Tensor:
     """z = mean + σ·eps, through which gradients reach mean and σ (Kingma & Welling, arXiv 1312.6114).
 
