@@ -1,174 +1,226 @@
-"""Tests anomaly detection by /score: are its p-values calibrated, and which anomalies does it detect?
+"""Tests anomaly detection by /score: which unusual images does it detect, and how often is it wrong?
 
-    python -m benchmarks.anomaly models/mnist/3 --data mnist -o benchmarks/anomaly.json
+    python -m benchmarks.anomaly path/to/signs path/to/emoji mnist --minutes 5
 
-On the test images P(p ≤ t) should be t. For each kind of anomaly, made from test images, the AUROC is the
-probability that an anomaly scores as more unusual than a test image: by `value`, the p-value that combines
-the ELBO and the prior, and by each score alone.
+For each set, `vae-train fit` with its defaults (but for --minutes) trains a model on all of it, and one
+without each class. The lines of the table:
+
+- defects: test images with a local defect drawn by benchmarks/defects.py, five kinds in three sizes,
+- without …: the images of a class that the model was not trained on.
+
+Figures are the AUROC against test images of what was trained on: the probability that an unusual image scores
+as more unusual than a usual one. Columns: `p_value`, which decides in /score, and each score alone; of PCA
+with as many dimensions the mean error, and the largest locally averaged error where each pixel is divided by
+its usual error; the distance to the fifth nearest training image in pixels and in our embedding; and an
+isolation forest on our embedding. `FPR` is the share of usual images with p_value ≤ 0.05, `pixel` the AUROC
+of the local map over the pixels of defects, and of PCA's. A line that is in --out is not computed again.
 """
 
 import argparse
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
-from training.data.images import ImageTarget, Subset
+from benchmarks.defects import KINDS, SIZES, damaged
+from training.config import TrainConfig
+from training.data.images import ByteImages, Images, Subset, from_arrays
 from training.data.load import load
+from training.fit import trainer
+from training.fit.progress import stderr
 from training.publishing.held_out import scores
+from training.publishing.publish import publish_checkpoint
+from vaeserve.bundle.arrays import Doubles, Floats
+from vaeserve.bundle.atomic import write_atomically
+from vaeserve.bundle.batched import CHUNK, encode
+from vaeserve.bundle.calibration import UNUSUAL
 from vaeserve.bundle.cpus import usable_cpus
+from vaeserve.bundle.engine import Engine
+from vaeserve.bundle.local_error import smooth
 from vaeserve.bundle.repository import open_engine
-from vaeserve.bundle.scores import Scores
 
-Images = NDArray[np.uint8]  # [n, h, w, c]
-
-UNUSUAL = 2000  # images of each kind
 SEED = 0
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-DIGIT_LIKE = "OoQDIliIjJZzSsbGTBgq"  # 0, 1, 2, 5, 6, 7, 8, 9 to a reader of single characters
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10")
+RATE = 0.05
+MOST = 1000  # images of a line, usual and unusual
+NEIGHBOURS = 5
+REFERENCES = 5000  # training images that baselines know
+LOCAL = 1 / 32  # standard deviation of PCA's local average, as a share of the longer side
 
 
-def noisy(images: Images) -> Images:
-    """Images with Gaussian noise, σ = 0.2 of the range."""
-    noise = np.random.default_rng(SEED).normal(0, 0.2 * 255, images.shape)
-    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+class Unusual(NamedTuple):
+    """How unusual each image is by every score, higher is more; and by place, where a score tells."""
+
+    by_name: dict[str, Doubles]
+    maps: dict[str, Floats]
 
 
-def inverted(images: Images) -> Images:
-    return 255 - images
-
-
-def rotated(images: Images) -> Images:
-    """Images rotated by 90°; some digits remain digits."""
-    return np.rot90(images, axes=(1, 2)).copy()
-
-
-def occluded(images: Images) -> Images:
-    """Images with a grey square of 8×8 at a random place."""
-    rng = np.random.default_rng(SEED)
-    covered = images.copy()
-    for image in covered:
-        top, left = (int(rng.integers(0, side - 7)) for side in image.shape[:2])
-        image[top : top + 8, left : left + 8] = 128
-    return covered
-
-
-def letters(images: Images, alphabet: str = "".join(sorted(set(LETTERS) - set(DIGIT_LIKE)))) -> Images:
-    """Letters in six fonts, without those that look like a digit.
-
-    They are prepared like MNIST's digits: the longer side is 20 pixels, the centre of mass is in the middle.
-    """
-    from matplotlib import get_data_path
-
-    _, height, width, _ = images.shape
-    rng = np.random.default_rng(SEED)
-    drawn = np.zeros_like(images)
-    for row in range(len(images)):
-        letter, font = rng.choice(list(alphabet)), rng.choice(FONTS)
-        face = ImageFont.truetype(str(Path(get_data_path()) / f"fonts/ttf/{font}.ttf"), 96)
-        large = Image.new("L", (192, 192))
-        ImageDraw.Draw(large).text((96, 96), letter, 255, font=face, anchor="mm")
-        large = large.crop(large.getbbox())
-        scale = 20 / 28 * min(height, width) / max(large.size)
-        size = (max(1, round(large.width * scale)), max(1, round(large.height * scale)))
-        small = np.asarray(large.resize(size, Image.Resampling.LANCZOS))
-        mass = small / small.sum()
-        top = round(height / 2 - float((mass.sum(axis=1) * (np.arange(len(small)) + 0.5)).sum()))
-        left = round(width / 2 - float((mass.sum(axis=0) * (np.arange(small.shape[1]) + 0.5)).sum()))
-        top, left = (max(0, min(at, room)) for at, room in ((top, height - size[1]), (left, width - size[0])))
-        drawn[row, top : top + size[1], left : left + size[0]] = small[..., np.newaxis]
-    return drawn
-
-
-def all_letters(images: Images) -> Images:
-    """Letters of the whole alphabet; an O is a 0 and should not be detected."""
-    return letters(images, LETTERS)
-
-
-def nearly_blank(images: Images) -> Images:
-    """Black images with noise of 1 % of the range, simpler than any digit."""
-    noise = np.random.default_rng(SEED).normal(0, 0.01 * 255, images.shape)
-    return np.clip(np.rint(np.abs(noise)), 0, 255).astype(np.uint8)
-
-
-KINDS: dict[str, Callable[[Images], Images]] = {
-    "noise": noisy,
-    "inversion": inverted,
-    "letters": letters,
-    "all-letters": all_letters,
-    "rotation": rotated,
-    "occlusion": occluded,
-    "near-blank": nearly_blank,
-}
-
-
-def unusualness(found: Scores) -> dict[str, NDArray[np.float64]]:
-    """The score behind each p-value, for each image; higher is more unusual."""
-    return {
-        "elbo": -found.elbo,
-        "distortion": found.distortion,
-        "rate": found.rate,
-        "prior": -found.log_prior,
-        "error": found.error,
-    }
-
-
-def auroc(usual: NDArray[np.float64], unusual: NDArray[np.float64]) -> float:
+def auroc(usual: NDArray[np.floating], unusual: NDArray[np.floating]) -> float:
     """P(unusual > usual) + P(equal) / 2, by ranks."""
     ordered = np.sort(usual)
     below = np.searchsorted(ordered, unusual, "left") + np.searchsorted(ordered, unusual, "right")
     return float(below.mean() / 2 / len(usual))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("-o", "--output", type=Path)
-    options = parser.parse_args()
-    engine = open_engine(options.bundle, threads=usable_cpus())
+# --- scores -------------------------------------------------------------------------------------------------
+
+
+def judge(engine: Engine, data: Images) -> Callable[[ByteImages], Unusual]:
+    """The scores of a model and of the baselines, which know the training images of `data`."""
+    from sklearn.decomposition import PCA
+    from sklearn.ensemble import IsolationForest
+    from sklearn.neighbors import NearestNeighbors
+
     calibration = engine.calibration
-    if calibration is None:
-        raise SystemExit(f"{engine.manifest.reference} has no calibration; `vae-train complete` adds it")
-    image = engine.manifest.image
-    data = load(options.data, ImageTarget((image.height, image.width), image.channels, image.fit))
-    test = Subset(data.pixels, data.split.test)
-    usual = scores(engine, test, SEED)
-    p_values = calibration.p_values(usual)
-    record: dict[str, Any] = {
-        "model": engine.manifest.reference,
-        "n": len(test),
-        "calibrated_on": len(calibration.elbo),
-        "share_below": {
-            name: {f"{t:g}": round(float((p <= t).mean()), 4) for t in (0.01, 0.05, 0.1, 0.5)}
-            for name, p in p_values.items()
-        },
-        "auroc": {},
-        "found_at_0.05": {},
-    }
-    few = test[:UNUSUAL]
-    for name, make in KINDS.items():
-        found = scores(engine, make(few), SEED)
-        of_test, of_kind = (
-            {"value": -calibration.p_values(each)["value"]} | unusualness(each) for each in (usual, found)
+    assert calibration is not None
+    assert calibration.usual is not None
+    usual = calibration.usual
+    rows = np.sort(np.random.default_rng(SEED).permutation(data.split.train)[:REFERENCES])
+    known, shape = data.pixels[rows], data.shape
+    embedded = encode(engine, known).mean.reshape(len(known), -1)
+    pca = PCA(min(engine.manifest.latent.size, len(known)), random_state=SEED).fit(_flat(known))
+    near_pixels, near_means = (
+        NearestNeighbors(n_neighbors=NEIGHBOURS).fit(x) for x in (_flat(known), embedded)
+    )
+    forest = IsolationForest(random_state=SEED).fit(embedded)
+
+    def residual(images: ByteImages) -> Floats:
+        flat = _flat(images)
+        errors = np.square(flat - pca.inverse_transform(pca.transform(flat))).reshape(-1, *shape)
+        return errors.mean(axis=3)
+
+    usual_residual = np.concatenate(
+        [residual(Subset(data.pixels, data.split.validation)[at : at + CHUNK])
+         for at in range(0, len(data.split.validation), CHUNK)]
+    ).mean(axis=0)  # fmt: skip
+
+    def pca_map(errors: Floats) -> Floats:
+        return smooth((errors / (usual_residual + 1e-6)).astype(np.float32), LOCAL * max(shape[:2]))
+
+    def unusual(images: ByteImages) -> Unusual:
+        found = scores(engine, images, SEED, usual)
+        mean = encode(engine, images).mean
+        pictures = np.concatenate([engine.decode(mean[at : at + CHUNK]) for at in range(0, len(mean), CHUNK)])
+        errors, flat = residual(images), mean.reshape(len(mean), -1)
+        local = pca_map(errors)
+        ours = {name: UNUSUAL[name](array.astype(np.float64)) for name, array in found.by_name.items()}
+        return Unusual(
+            {"p_value": -np.log(calibration.p_values(found)["value"])}
+            | ours
+            | {
+                "PCA": errors.mean(axis=(1, 2)),
+                "PCA local": local.max(axis=(1, 2)),
+                "NN pixels": near_pixels.kneighbors(_flat(images))[0][:, -1],
+                "NN means": near_means.kneighbors(flat)[0][:, -1],
+                "forest": -forest.score_samples(flat),
+            },
+            {"pixel": usual.map(images, pictures), "PCA pixel": local},
         )
-        record["auroc"][name] = {key: round(auroc(of_test[key], of_kind[key]), 4) for key in of_test}
-        record["found_at_0.05"][name] = {
-            key: round(float((p <= 0.05).mean()), 4) for key, p in calibration.p_values(found).items()
-        }
-        assert math.isfinite(found.elbo.sum())
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+
+    return unusual
+
+
+def _flat(images: ByteImages) -> Floats:
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+
+
+# --- lines --------------------------------------------------------------------------------------------------
+
+
+def defects(engine: Engine, data: Images) -> Iterator[tuple[str, dict[str, float]]]:
+    """A line for each kind and size of defect."""
+    unusual, test = judge(engine, data), data.pixels[np.sort(data.split.test[:MOST])]
+    usual = unusual(test)
+    for size in SIZES:
+        for kind in KINDS:
+            images, masks = damaged(test, kind, size, SEED)
+            found = unusual(images)
+            yield (
+                f"{size} {kind}",
+                _figures(usual, found)
+                | {name: auroc(each[~masks], each[masks]) for name, each in found.maps.items()},
+            )
+
+
+def left_out(engine: Engine, kept: Images, others: ByteImages) -> dict[str, float]:
+    """The line of a class that a model of `kept` was not trained on."""
+    unusual = judge(engine, kept)
+    return _figures(unusual(kept.pixels[np.sort(kept.split.test[:MOST])]), unusual(others[:MOST]))
+
+
+def _figures(usual: Unusual, unusual: Unusual) -> dict[str, float]:
+    figures = {name: auroc(usual.by_name[name], each) for name, each in unusual.by_name.items()}
+    return figures | {"FPR": float((np.exp(-usual.by_name["p_value"]) <= RATE).mean())}
+
+
+def measure(source: str, minutes: float, kinds: Sequence[str], out: Path) -> dict[str, dict[str, float]]:
+    """All lines of a set: those in --out, and those that are missing there."""
+    data = load(source, say=stderr)
+    path = out / data.name / "lines.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(name: str, figures: dict[str, float]) -> None:
+        lines[name] = {key: round(value, 4) for key, value in figures.items()}
+        write_atomically(path, json.dumps(lines, indent=1) + "\n")
+        stderr(f"{data.name}, {name}: {lines[name]['p_value']}")
+
+    if "defects" in kinds and not any(size in name for name in lines for size in SIZES):
+        for name, figures in defects(_trained(data, minutes, out / data.name / "all"), data):
+            keep(name, figures)
+    if "left-out" in kinds and data.labels is not None and data.label_names is not None:
+        for number, label in enumerate(data.label_names):
+            if (name := f"without {label}") in lines:
+                continue
+            inside = data.labels == number
+            kept = from_arrays(data.name, data.pixels[~inside], data.labels[~inside], data.label_names)
+            engine = _trained(kept, minutes, out / data.name / f"without-{number}")
+            keep(name, left_out(engine, kept, data.pixels[inside]))
+    return lines
+
+
+def _trained(data: Images, minutes: float, home: Path) -> Engine:
+    """The model that `vae-train fit` publishes of a set. An interrupted run is resumed."""
+    published = sorted((home / "models" / data.name).glob("*"))
+    if not published:
+        run = home / "run"
+        config = TrainConfig(minutes=minutes, seed=SEED, device="cpu")
+        done = trainer.fit(config, data, run, resume=(run / "config.json").exists())
+        if not done.finished:
+            raise SystemExit("stopped and saved; the same command continues")
+        models = home / "models"
+        published = [
+            publish_checkpoint(done.checkpoint, data, models, done.history, stderr, iwae_k=1, iwae_n=1)
+        ]
+    return open_engine(published[-1], threads=usable_cpus())
+
+
+def table(lines: dict[str, dict[str, float]]) -> str:
+    """The lines and their average as a Markdown table, and below it what is compared."""
+    columns = list(dict.fromkeys(name for line in lines.values() for name in line))
+    mean = {name: float(np.mean([each[name] for each in lines.values() if name in each])) for name in columns}
+    text = [f"| | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    for name, line in (lines | {"average": mean}).items():
+        cells = [f"{line[column]:.3f}" if column in line else "–" for column in columns]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    behind = min(lines, key=lambda name: lines[name]["p_value"] - lines[name]["PCA local"])
+    least = lines[behind]["p_value"] - lines[behind]["PCA local"]
+    return "\n".join([*text, "", f"p_value minus PCA local: at least {least:+.3f} ({behind})", ""])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sets", nargs="+", metavar="SET", help="a folder of images, or a set of `vae-train`")
+    parser.add_argument("--minutes", type=float, default=30.0, help="training of each model")
+    parser.add_argument(
+        "--lines", nargs="+", choices=("defects", "left-out"), default=("defects", "left-out")
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/anomaly"))
+    asked = parser.parse_args(words)
+    for each in asked.sets:
+        print(f"{each}\n\n{table(measure(each, asked.minutes, asked.lines, asked.out))}", flush=True)
 
 
 if __name__ == "__main__":

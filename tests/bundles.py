@@ -20,6 +20,7 @@ from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import Draft, Golden, publish
 from vaeserve.bundle.latent_map import LatentMap
 from vaeserve.bundle.likelihood import Gaussian
+from vaeserve.bundle.local_error import usual_error
 from vaeserve.bundle.manifest import ImageSpec, LatentSpec, Manifest, PriorSpec
 from vaeserve.bundle.noise import noise
 from vaeserve.bundle.scores import score
@@ -59,15 +60,18 @@ def make_draft(
 
 
 def with_held_out(draft: Draft, n: int, seed: int = 0) -> Draft:
-    """The draft with calibration, map, labels and KL, of `n` random images."""
+    """The draft with calibration, map, labels and KL of `n` random images, in colour with local scores."""
     engine, folder = Engine(draft.bundle()), draft.folder
     spec, rng = draft.manifest.image, np.random.default_rng((seed, 3))
     images = rng.integers(0, 256, (n, *spec.shape), dtype=np.uint8)
     posterior = engine.encode(images)
     pixels, mean = engine.pixels(posterior.sample(seed)), posterior.mean
     log_prior = engine.prior.log_density(mean)
-    found = score(draft.manifest, images, posterior, pixels, engine.decode(mean), log_prior)
-    np.savez_compressed(folder / "calibration.npz", **calibrate(found)._asdict())
+    decoded = engine.decode(mean)
+    usual = usual_error(images, decoded, images, decoded) if spec.channels == 3 else None
+    local = usual.local(images, decoded) if usual else None
+    found = score(draft.manifest, images, posterior, pixels, decoded, log_prior, local)
+    np.savez_compressed(folder / "calibration.npz", **calibrate(found, usual).arrays())
     flat = mean.reshape(n, -1)
     centre = flat.mean(axis=0)
     _, deviations, directions = np.linalg.svd(flat - centre, full_matrices=False)

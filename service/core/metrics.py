@@ -80,6 +80,8 @@ class ModelMetrics:
         self.decoder = GraphMetrics(metrics, *labels, "decoder")
         self._kl = metrics.kl.labels(*labels)
         self._errors = metrics.errors.labels(*labels)
+        self._scored = metrics.scored.labels(*labels).keep
+        self._anomalies = metrics.anomalies.labels(*labels).keep
 
     def encoded(self, mean: NDArray[np.float32], logvar: NDArray[np.float32]) -> None:
         """Count the KL of posteriors, float32 [n, *latent] each."""
@@ -92,6 +94,11 @@ class ModelMetrics:
     def reconstructed(self, errors: NDArray[np.floating]) -> None:
         """Count the mean squared error of each image, on [0, 1]."""
         self._errors.keep_all(errors.tolist())
+
+    def judged(self, is_anomaly: NDArray[np.bool_]) -> None:
+        """Count scored images, and those that are anomalies."""
+        self._scored(len(is_anomaly))
+        self._anomalies(int(is_anomaly.sum()))
 
 
 class Metrics:
@@ -145,6 +152,10 @@ class Metrics:
         self.errors = histogram(
             "vae_reconstruction_error", "Mean squared error of an image on [0, 1]", MODEL, ERRORS
         )
+        self.scored = counter(
+            "vae_scored_total", "Images of which /score said whether they are unusual", MODEL
+        )
+        self.anomalies = counter("vae_anomalies_total", "Images that /score called an anomaly", MODEL)
         self._memory = gauge("process_resident_memory_bytes", "Resident memory of all workers", ())
         # The statistics of the Open Inference Protocol, see service/core/statistics.py.
         steps = (*FUNCTION, "step")

@@ -4,7 +4,7 @@ import { Bars } from "./bars.js";
 import { button, find, make } from "./dom.js";
 import { flat } from "./model.js";
 import { latestOnly } from "./latest.js";
-import { brightened, dataUrl, pngBlob, toBase64 } from "./pictures.js";
+import { brightened, dataUrl, pngBlob, showBlob, toBase64 } from "./pictures.js";
 import { curl, literal, python, recipe, saved } from "./recipe.js";
 import { Sketch } from "./sketch.js";
 
@@ -18,6 +18,7 @@ export function describe(panel, session) {
   const bars = new Bars(find(panel, "svg", SVGSVGElement), model);
   const reconstruction = find(panel, "[data-is=reconstruction]", HTMLImageElement);
   const error = find(panel, "[data-is=error]", HTMLImageElement);
+  const unusual = find(panel, "[data-is=unusual]", HTMLImageElement);
   const facts = find(panel, ".facts", HTMLElement);
   const colour = find(panel, "input[type=color]", HTMLInputElement);
   const pick = button(panel, "pick");
@@ -49,6 +50,11 @@ export function describe(panel, session) {
     reconstruction.src = dataUrl(answer.images[0]);
     find(panel, "[data-for=error]", HTMLElement).hidden = !answer.error_map;
     if (answer.error_map) await showError(answer.error_map[0]);
+    find(panel, "[data-for=unusual]", HTMLElement).hidden = !answer.local;
+    if (answer.local) {
+      const drawing = session.to({ path: "score", query: { seed: 0 }, file, accept: "image/png" });
+      showBlob(unusual, await session.blob(drawing));
+    }
     facts.replaceChildren(...explain(answer));
     session.picture.set({ url: easel.toDataURL(), latents });
     const base64 = named ? "" : await toBase64(source);
@@ -138,13 +144,18 @@ export function describe(panel, session) {
 }
 
 /** The answer of /score or /reconstruct in words. @param {any} answer */
-function explain({ model, error, elbo, distortion, rate, p_value: p }) {
+function explain({ model, error, elbo, distortion, rate, p_value: p, p_local: local, where }) {
   const facts = [];
   if (p) {
     const share = (100 * p[0]).toPrecision(2).replace(/\.0$/, "");
     facts.push(fact("p-value", p[0].toPrecision(2), p[0] > UNUSUAL
       ? `ordinary: ${share} % of the validation images are at least as unusual`
       : `an anomaly: only ${share} % of the validation images are as unusual`));
+  }
+  if (local) {
+    const [left, top, right, bottom] = where[0];
+    facts.push(fact("Most unusual place", `${left}–${right - 1}, ${top}–${bottom - 1}`,
+      `columns and rows of the picture, with a p-value of ${local[0].toPrecision(2)}`));
   }
   if (elbo) {
     facts.push(fact("Score", `${whole(elbo[0])} nats`,

@@ -117,6 +117,17 @@ def points_from_json(body: PointsBody, manifest: Manifest, budget: Budget) -> Po
     )
 
 
+def files(media_type: str, source: Any) -> list[bytes | None]:
+    """The image files of a body of images that was read, in their order; None for an array among them."""
+    if media_type in IMAGE_TYPES:
+        return [source]
+    if media_type == MULTIPART:
+        return list(source)
+    if media_type == JSON:
+        return [_from_base64(item, "") if isinstance(item, str) else None for item in source.images]
+    return []
+
+
 def _images_from_json(body: ImagesBody, manifest: Manifest, budget: Budget) -> ByteImages:
     return images_from_list(body.images, manifest, budget)
 

@@ -13,7 +13,7 @@ from service.core.problems import InvalidRequest, Pointer
 from service.core.service import Budget, Service
 from service.core.trace import timed
 from service.http import answers, caching
-from service.http.bodies import READERS
+from service.http.bodies import READERS, files
 from service.http.forms import read_form
 from service.http.headers import header
 from service.http.negotiation import JSON, MULTIPART, content_type, negotiate
@@ -92,8 +92,10 @@ async def _read(
             form = read_form(data, declared or "", max_files=budget.images)
             options, source = merge(query, parse_form(operation.options, form.fields)), form.files
         model = resolve_model(models, request, options)
+        if nothing:
+            return model, options, ()
         inputs = readers[media_type](source, model.manifest, budget)
-        return model, options, () if nothing else (inputs,)
+        return model, options, (inputs, files(media_type, source)) if operation.takes_files else (inputs,)
 
     with timed("read"):
         return await service.read(len(data) if media_type in (JSON, MULTIPART) else 0, read)

@@ -93,6 +93,8 @@ class Operation:
     tag: str = "Images"
     methods: tuple[str, ...] = ("POST",)
     default_model: bool = True  # whether there is a path without a model's name
+    # Whether `run` also takes the files that the images came from, a list with None for an array.
+    takes_files: bool = False
     # Whether the same request always has the same answer, which the client may then keep.
     cacheable: Callable[[Options], bool] = lambda _: False
     # Typed protocols: the arrays of an answer that has one row for each input row, and the options that yield

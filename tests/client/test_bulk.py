@@ -208,6 +208,31 @@ def test_latents_of_any_shape_in_every_format(service, folder, tmp_path):
     assert (tmp_path / "e.npy.paths.txt").read_text().splitlines()[3] == f"{folder}/0/0003.png"
 
 
+def test_the_sheet_shows_the_most_unusual_images_and_the_table_all_boxes(folder, service, tmp_path):
+    output, sheet = tmp_path / "s.parquet", tmp_path / "sheet.png"
+    arguments = ("score", f"{folder}/0", "--seed", 7, "--model", "colour", "-o", output, "--sheet", sheet)
+    assert run(service, *arguments).exit_code == 0
+    frame = pd.read_parquet(output)
+    assert len(frame) == 300
+    assert np.stack(frame["where"]).shape == (300, 4)
+    assert {"local", "p_local", "is_anomaly"} <= set(frame)
+    order = frame.sort_values(["p_value", "local"], ascending=[True, False])["path"].tolist()
+    with Client(service, model="colour") as colour:
+        expected = colour.score(order[:100], seed=7, overlay=True).overlay
+    found = np.asarray(Image.open(sheet))
+    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(as_png(expected)))))
+
+
+def test_a_sheet_needs_a_table_and_a_local_score(folder, service, tmp_path):
+    arguments = ("score", f"{folder}/0/000*.png", "--sheet", tmp_path / "sheet.png")
+    assert "needs -o" in run(service, *arguments).output
+    refused = run(service, *arguments, "-o", tmp_path / "s.npz", "--model", "tiny")
+    assert refused.exit_code == 1
+    assert "has no local score to draw" in refused.output
+    assert (tmp_path / "s.npz").exists()
+    assert not (tmp_path / "sheet.png").exists()
+
+
 def test_scores_do_not_depend_on_how_the_collection_is_divided(folder, service, client, tmp_path):
     """Image r has the noise of row r, even after a broken image."""
     photos = tmp_path / "photos"

@@ -67,4 +67,4 @@ def write_map_and_calibration(engine: Engine, folder: Path) -> None:
     scores = score(
         engine.manifest, images, posterior, engine.pixels(mean), images, engine.prior.log_density(mean)
     )
-    np.savez_compressed(folder / "calibration.npz", allow_pickle=False, **calibrate(scores)._asdict())
+    np.savez_compressed(folder / "calibration.npz", allow_pickle=False, **calibrate(scores).arrays())

@@ -16,3 +16,9 @@ def tiny(repository):
 def images():
     """Five images of noise for tiny, uint8 [5, 8, 8, 1]."""
     return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def colour(repository):
+    """The engine of colour@1, 12×10 RGB with a local score."""
+    return open_engine(repository / "colour/1")

@@ -7,7 +7,7 @@ from training.data.images import ByteImages, Images, Indices, Subset
 
 SIZES = (16, 32, 64, 96, 128, 192, 256)
 LEFT = 0.1  # share of the variance of held-out images
-FEWEST_PER_DIMENSION = 12  # training images
+FEWEST_PER_DIMENSION = 24  # training images
 FITTED, HELD_OUT = 2000, 500  # images
 SIDE = 64  # pixels; finer detail has hardly any of the variance
 

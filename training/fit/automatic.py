@@ -94,7 +94,8 @@ def _images_per_second(
     forward = cast(now.network, config.precision, device)
     plan = schedule.plan(config, len(data.split.train), len(data.split.validation))
     rows = data.split.train[: config.images_per_step]
-    pixels, alone, seconds = Pixels(data, device), Ranks(), []
+    pixels, alone = Pixels(data, device), Ranks()
+    seconds: list[float] = []
     with threads(config):
         began = time.perf_counter()
         while len(seconds) < TRIAL or (

@@ -7,6 +7,7 @@ import numpy as np
 
 from training.data.images import Images
 from training.fit.validation import selection_score
+from vaeserve.bundle.calibration import FEWEST
 from vaeserve.bundle.manifest import Manifest, Metric
 
 COLLAPSED = 0.5  # nats of rate per image: less than telling two kinds of images apart
@@ -14,7 +15,6 @@ USED = 0.1  # nats: a latent with more is in use
 STILL_RISING = 0.95  # of the run, after which the best validation lies
 DARK = 64  # grey levels; the brightest pixel of all images is below: a range of 12 bits or less in 16
 LOOKED_AT = 1000  # images
-RARE = 0.005  # a false-positive rate that an inspection line asks for
 
 
 def advice(
@@ -71,10 +71,11 @@ def _latents(manifest: Manifest, metrics: Mapping[str, Metric]) -> list[str]:
 def _data(data: Images) -> list[str]:
     """What the data cannot show."""
     found = []
-    if (held_out := len(data.split.validation)) + 1 < 1 / RARE:
+    if (held_out := len(data.split.validation)) < FEWEST:
         found.append(
             f"{held_out} validation images are too few for a p-value below {1 / (held_out + 1):.2g}: /score "
-            "answers `is_anomaly: null` for a smaller false_positive_rate. Train on more images."
+            f"answers `is_anomaly: null` for a smaller false_positive_rate. Train on {10 * FEWEST} images or "
+            "more."
         )
     if (
         data.labels is not None

@@ -18,10 +18,13 @@ from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import Draft
 from vaeserve.bundle.images import fit_array
 from vaeserve.bundle.latent_map import NO_LABEL, LatentMap
+from vaeserve.bundle.local_error import UsualError, usual_error
 from vaeserve.bundle.scores import Scores, score
 
 CALIBRATION, MAP = "calibration.npz", "map.npz"
 MOST_SCORED = 10_000  # images: a p-value near 0.05 is then good to ± 0.002
+# Images of which the usual error is computed: so many pixels together, and so many images of any size.
+PIXELS_USUAL, FEWEST_USUAL = 1 << 23, 100
 POINTS = 2000  # of the map
 THUMBNAIL = 28  # the longer side at most
 THUMBNAIL_BYTES = 1_600_000  # of all thumbnails; compression leaves a third of it for digits
@@ -45,13 +48,29 @@ def with_held_out(draft: Draft, data: Images, seed: int, parts: Parts | None = N
     if bare.likelihood is not None:
         with parts.optional("the calibration of its scores"):
             images = model_inputs(bare.likelihood.kind, data, data.split.validation[:MOST_SCORED], seed)
-            arrays = calibrate(scores(engine, images, seed))._asdict()
-            np.savez_compressed(draft.folder / CALIBRATION, allow_pickle=False, **arrays)
+            usual = None
+            with parts.optional("the local score"):
+                usual = usual_error_of(engine, data, seed)
+            calibration = calibrate(scores(engine, images, seed, usual), usual)
+            np.savez_compressed(draft.folder / CALIBRATION, allow_pickle=False, **calibration.arrays())
             update["calibration"] = CALIBRATION
     return Draft(draft.folder, draft.manifest.model_copy(update=update))
 
 
-def scores(engine: Engine, images: ImageSource, seed: int) -> Scores:
+def usual_error_of(engine: Engine, data: Images, seed: int) -> UsualError:
+    """The usual error of reconstructions of training images, centred on that of validation images."""
+    likelihood, size = engine.manifest.likelihood, math.prod(data.shape[:2])
+    found: list[ByteImages] = []
+    for rows in (data.split.train, data.split.validation):
+        chosen = np.random.default_rng(seed).permutation(rows)[: max(FEWEST_USUAL, PIXELS_USUAL // size)]
+        images = model_inputs(likelihood.kind if likelihood else None, data, np.sort(chosen), seed)[:]
+        means = encode(engine, images).mean
+        pictures = [engine.decode(means[start : start + CHUNK]) for start in range(0, len(means), CHUNK)]
+        found += [images, np.concatenate(pictures)]
+    return usual_error(*found)
+
+
+def scores(engine: Engine, images: ImageSource, seed: int, usual: UsualError | None = None) -> Scores:
     """The scores of images uint8 [n, h, w, c] as /score computes them; row r has the noise of row r."""
     prior, parts = engine.prior, []
     if prior is None:
@@ -60,17 +79,20 @@ def scores(engine: Engine, images: ImageSource, seed: int) -> Scores:
         part = images[start : start + CHUNK]
         posterior = engine.encode(part)
         z = posterior.sample(seed, range(start, start + len(part)))
+        pictures = engine.decode(posterior.mean)
         parts.append(
             score(
                 engine.manifest,
                 part,
                 posterior,
                 engine.pixels(z),
-                engine.decode(posterior.mean),
+                pictures,
                 prior.log_density(posterior.mean),
+                usual.local(part, pictures) if usual else None,
             )
         )
-    return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].by_name}
+    return Scores(**{name: column for name, column in columns.items() if name != "elbo"})
 
 
 def latent_map(engine: Engine, data: Images, seed: int) -> LatentMap:

@@ -121,6 +121,50 @@ def fit_array(
     return np.asarray(image).reshape(height, width, channels)
 
 
+class Frame(NamedTuple):
+    """Where a fitted image lies in its original of `height` × `width` pixels.
+
+    The pixel (y, x) of the fitted image begins at top + y · down, left + x · right of the original.
+    """
+
+    height: int
+    width: int
+    top: float
+    left: float
+    down: float
+    right: float
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the original has."""
+        return self.height * self.width
+
+    @classmethod
+    def of(cls, original: tuple[int, int], fitted: tuple[int, int], fit: Fit) -> "Frame":
+        """For an original and a fitted image of (height, width) pixels."""
+        sides = list(zip(original, fitted, strict=True))
+        if fit == "stretch" or original == fitted:
+            shown = [float(side) for side, _ in sides]
+        elif fit == "contain":
+            scale = min(to / side for side, to in sides)
+            shown = [side * to / max(1, round(side * scale)) for side, to in sides]
+        else:
+            scale = max(to / side for side, to in sides)
+            shown = [to / scale for _, to in sides]
+        top, left = ((side - all_of_it) / 2 for side, all_of_it in zip(original, shown, strict=True))
+        down, right = (all_of_it / to for all_of_it, to in zip(shown, fitted, strict=True))
+        return cls(*original, top, left, down, right)
+
+    def box(self, top: int, left: int, bottom: int, right: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) in the original of a region of the fitted image, at least one pixel.
+
+        Right and bottom are exclusive.
+        """
+        x0, x1 = _span(self.left + left * self.right, self.left + right * self.right, self.width)
+        y0, y1 = _span(self.top + top * self.down, self.top + bottom * self.down, self.height)
+        return x0, y0, x1, y1
+
+
 def contact_sheet(
     images: NDArray[np.uint8], *, columns: int | None = None, gap: int = 2
 ) -> NDArray[np.uint8]:
@@ -228,6 +272,11 @@ def _fit(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
 def _is_grey(image: Image.Image) -> bool:
     colours = image.convert("RGB").getcolors(256) or []
     return all(red == green == blue for _, (red, green, blue) in colours)  # type: ignore[misc]
+
+
+def _span(low: float, high: float, side: int) -> tuple[int, int]:
+    first = min(max(round(low), 0), side - 1)
+    return first, min(max(round(high), first + 1), side)
 
 
 def unreadable(reason: str) -> str:

@@ -17,18 +17,26 @@ class Scores(NamedTuple):
     """Scores of n images, in nats, float64 [n]; `error` float32 [n].
 
     distortion: -log p(x|z). rate: KL(q(z|x) ‖ N(0, I)). log_prior: log p(z) of the posterior mean under the
-    served prior. error: mean squared error of the reconstruction on [0, 1].
+    served prior. error: mean squared error of the reconstruction on [0, 1]. local: how unusual the error is
+    in the most unusual place, in standard deviations; None where that is not known.
     """
 
     distortion: Doubles
     rate: Doubles
     log_prior: Doubles
     error: Floats
+    local: Doubles | None = None
 
     @property
     def elbo(self) -> Doubles:
         """The evidence lower bound under N(0, I) in nats, with one z for each image."""
         return -(self.distortion + self.rate)
+
+    @property
+    def by_name(self) -> dict[str, NDArray[np.floating]]:
+        """All scores that there are, the ELBO first."""
+        arrays = {"elbo": self.elbo} | self._asdict()
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def score(
@@ -38,17 +46,20 @@ def score(
     pixels: Floats,
     reconstructions: ByteImages,
     log_prior: Doubles,
+    local: Doubles | None = None,
 ) -> Scores:
     """Score images uint8 [n, h, w, c]; ValueError for a model without a likelihood.
 
     `pixels` float32 [n, h, w, c] are decoded from one z ~ q(z|x) each, `reconstructions` uint8 [n, h, w, c]
-    from the posterior means. `log_prior` float64 [n] is `Prior.log_density` of those means.
+    from the posterior means. `log_prior` float64 [n] is `Prior.log_density` of those means, `local` is
+    `UsualError.local` of those reconstructions.
     """
     return Scores(
         distortion=-log_likelihood(manifest, images, pixels),
         rate=posterior.kl().reshape(len(images), -1).sum(axis=1),
         log_prior=log_prior,
         error=squared_error(images, reconstructions),
+        local=local,
     )
 
 

@@ -165,6 +165,12 @@ def score(
         typer.Option("-k", min=1, max=1000, help="Adds the importance-weighted bound with k samples."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise.")] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="With -o: a .png of the hundred most unusual images, and of what is unusual there."
+        ),
+    ] = None,
     *,
     service: BulkService,
 ) -> int:
@@ -172,10 +178,14 @@ def score(
 
     With -o any number of images, resumable, and with the exit status, like encode.
     """
+    if sheet:
+        _check_suffix(sheet, ".png", option="--sheet")
+        if not output:
+            raise typer.BadParameter("needs -o, a table of all scores", param_hint="--sheet")
     if output:
         _check_suffix(output, ".parquet", ".npz")
         options = {"k": k, "seed": seed}
-        return Collection("score", sources, output, service, options).score()
+        return Collection("score", sources, output, service, options).score(sheet)
     with service.client() as client:
         images = list(read(find(sources)))
         if not images:
@@ -289,8 +299,8 @@ def _latents(path: Path) -> tuple[NDArray[Any], str | None]:
     return array, model
 
 
-def _check_suffix(output: Path, *allowed: str) -> str:
+def _check_suffix(output: Path, *allowed: str, option: str = "-o") -> str:
     if output.suffix.lower() not in allowed:
         endings = " or ".join(each or "be a folder" for each in allowed)
-        raise typer.BadParameter(f"{output} must end in {endings}", param_hint="-o")
+        raise typer.BadParameter(f"{output} must end in {endings}", param_hint=option)
     return output.suffix.lower()

@@ -130,15 +130,22 @@ class Client:
         return Samples(images, int(parts[0][1].headers["X-Seed"]), _same_model(parts))
 
     def score(
-        self, images: Images, *, k: int | None = None, seed: int | None = None, first: int = 0
+        self,
+        images: Images,
+        *,
+        k: int | None = None,
+        seed: int | None = None,
+        first: int = 0,
+        overlay: bool = False,
     ) -> Scores:
         """How well the model explains each image, and how unusual that is.
 
-        `k` adds the importance-weighted bound with k samples. Image i has the noise of row `first` + i of
-        `seed`.
+        `k` adds the importance-weighted bound with k samples, `overlay` pictures of what is unusual. Image i
+        has the noise of row `first` + i of `seed`.
         """
         seed = random.getrandbits(32) if seed is None else seed  # the same for all requests
-        query = {"seed": seed} | ({} if k is None else {"k": k})
+        query: dict[str, Any] = {"seed": seed} | ({} if k is None else {"k": k})
+        query |= {"return": "overlay"} if overlay else {}
         rows = bodies.image_rows(images)
 
         def ask(part: range) -> httpx.Response:
@@ -154,6 +161,10 @@ class Client:
             iwae=found.get("iwae"),
             seed=seed,
             model=_same_model(parts),
+            local=found.get("local"),
+            where=found.get("where"),
+            is_anomaly=found.get("is_anomaly"),
+            overlay=found.get("overlay"),
         )
 
     def interpolate(

@@ -37,8 +37,10 @@ class Scores(NamedTuple):
     """How well the model explains each image: nats, and the mean squared error on [0, 1]; each [n].
 
     `p_value` is the share of held-out images that are at least as unusual; `p_values` has one array for each
-    single score. `p_value` is None where the model is not calibrated. `iwae` is the importance-weighted bound
-    with k samples, None without k.
+    single score. `p_value` and `is_anomaly` are None where the model is not calibrated for them. `iwae` is
+    the importance-weighted bound with k samples, None without k. `local` is how unusual the most unusual
+    place is, and `where` int32 [n, 4] that place: left, top, right, bottom in pixels of the image; both are
+    None where the model has no local score. `overlay` uint8 [n, h, w, 3] shows it, if it was asked for.
     """
 
     elbo: Floats
@@ -51,11 +53,15 @@ class Scores(NamedTuple):
     iwae: Floats | None
     seed: int
     model: str
+    local: Floats | None = None
+    where: NDArray[np.int32] | None = None
+    is_anomaly: NDArray[np.bool_] | None = None
+    overlay: ByteImages | None = None
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The scores that are not None, under the names that the service gives them; p_value first."""
-        names = ("p_value", "elbo", "distortion", "rate", "log_prior", "error", "iwae")
-        columns = {name: getattr(self, name) for name in names}
+        first = ("p_value", "is_anomaly", "elbo", "distortion", "rate", "log_prior", "error")
+        columns = {name: getattr(self, name) for name in (*first, "local", "where", "iwae")}
         columns |= {f"p_{name}": p for name, p in self.p_values.items()}
         return {name: column for name, column in columns.items() if column is not None}
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -125,3 +126,74 @@ def test_the_noise_of_an_image_is_that_of_its_row_in_any_request(http, tiny, ima
     for name in ("elbo", "distortion", "iwae"):
         np.testing.assert_allclose(tail[name], whole[name][3:], rtol=1e-4)
         assert not np.allclose(other[name], tail[name], rtol=1e-4)
+
+
+def colour_images(n, height=12, width=10):
+    return np.random.default_rng(5).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def as_file(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_local_score_and_its_place_are_answered(http, colour):
+    images = colour_images(3)
+    pictures = colour.decode(colour.encode(images).mean)
+    usual = colour.calibration.usual
+    body = http.post("/score?model=colour", content=npy(images), headers=NPY).json()
+    np.testing.assert_allclose(body["local"], usual.local(images, pictures), rtol=1e-5)
+    assert len(body["p_local"]) == len(body["where"]) == 3
+    for found, (left, top, right, bottom) in zip(usual.map(images, pictures), body["where"], strict=True):
+        row, column = np.unravel_index(found.argmax(), found.shape)
+        assert left <= column < right
+        assert top <= row < bottom
+
+
+def test_the_place_is_in_pixels_of_the_image_that_was_sent(http, colour):
+    """Five times as large, the same place is five times as far away; a file among arrays has its own size."""
+    image = colour_images(1)[0]
+    large = np.repeat(np.repeat(image, 5, axis=0), 5, axis=1)
+    sent = [base64.b64encode(as_file(each)).decode() for each in (image, large)]
+    body = http.post("/score", json={"model": "colour", "images": [*sent, image.tolist()]}).json()
+    small, scaled, array = body["where"]
+    assert small == array
+    assert np.abs(np.array(scaled) - 5 * np.array(small)).max() <= 5
+    form = [("images", ("a.png", as_file(each), "image/png")) for each in (image, large)]
+    assert http.post("/score?model=colour", files=form).json()["where"] == [small, scaled]
+
+
+def test_the_picture_is_as_large_as_the_file(http):
+    sent = {"headers": {"accept": "image/png", "content-type": "image/png"}, "params": {"model": "colour"}}
+    for pixels in (colour_images(1, 60, 50)[0], colour_images(1, 30, 90)[0]):
+        answer = http.post("/score", content=as_file(pixels), **sent)
+        picture = Image.open(io.BytesIO(answer.content))
+        assert (picture.mode, picture.size) == ("RGB", pixels.shape[1::-1])
+    several = http.post(
+        "/score?model=colour", content=npy(colour_images(4)), headers=NPY | {"accept": "image/png"}
+    )
+    assert Image.open(io.BytesIO(several.content)).size == (2 * 12 + 2, 2 * 14 + 2)
+
+
+def test_a_model_without_a_local_score_answers_the_others(http, images):
+    body = http.post("/score", content=npy(images), headers=NPY).json()
+    assert not {"local", "p_local", "where"} & set(body)
+    assert "p_value" in body
+
+
+def test_anomalies_are_counted_by_model(http):
+    def counted(name):
+        found = re.search(
+            rf'^{name}{{model="colour",version="1"}} (.*)$', http.get("/metrics").text, re.MULTILINE
+        )
+        return float(found[1]) if found else 0.0
+
+    names = ("vae_scored_total", "vae_anomalies_total")
+    before = {name: counted(name) for name in names}
+    sent = {"content": npy(colour_images(6)), "headers": NPY}
+    found = http.post("/score?model=colour&false_positive_rate=0.5", **sent).json()["is_anomaly"]
+    assert {True, False} == set(found)
+    assert {name: counted(name) - before[name] for name in names} == dict(
+        zip(names, (6, sum(found)), strict=True)
+    )

@@ -67,7 +67,7 @@ def test_too_few_latents_and_collapsed_ones(said):
 
 
 def test_a_set_too_small_for_p_values(said, digits):
-    few = from_arrays("few", digits.pixels[:900], digits.labels[:900], digits.label_names)
+    few = from_arrays("few", digits.pixels[:400], digits.labels[:400], digits.label_names)
     n = len(few.split.validation)
     assert said(few)[0].startswith(
         f"{n} validation images are too few for a p-value below {1 / (n + 1):.2g}: "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vaeserve.client.bulk import runner, samples, tables
+from vaeserve.client.bulk import runner, samples, tables, unusual
 from vaeserve.client.bulk.job import Columns, Job, Task, opened
 from vaeserve.client.bulk.runner import Requests
 from vaeserve.client.bulk.sources import Entry, find
@@ -45,13 +45,20 @@ class Collection:
 
         return self._images(call, partial(tables.merge, main="mean"))
 
-    def score(self) -> int:
-        """How well the model explains each image, and how unusual that is."""
+    def score(self, sheet: Path | None = None) -> int:
+        """How well the model explains each image, and how unusual that is; `sheet`: a picture of the most."""
 
         def call(client: Client, job: Job, first: int, files: Sequence[bytes]) -> Columns:
             return client.score(files, k=self.options["k"], seed=job.seed, first=first).columns()
 
-        return self._images(call, partial(tables.merge, main="elbo"))
+        def merge(job: Job, output: Path) -> None:
+            tables.merge(job, output, main="elbo")
+            if sheet:
+                with Client(self.service.url, api_key=self.service.api_key, model=job.model) as client:
+                    unusual.draw(client, job, sheet)
+                print(f"{sheet}: the most unusual images, first the most")
+
+        return self._images(call, merge)
 
     def reconstruct(self) -> int:
         """The reconstruction of each image, and its mean squared error, which is also printed."""
