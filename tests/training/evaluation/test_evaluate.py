@@ -269,6 +269,7 @@ def test_the_bound_is_reproducible_and_needs_a_sample(linear):
         module.iwae(engine, images, posterior, 0, 0)
 
 
+@pytest.mark.heavy
 def test_nothing_is_selected_on_the_test_images(digits, tmp_path):
     """Other test images, the same everything else: weights, best step, σ, KL, mixture are the same to the
     bit, and only the figures of the test change."""

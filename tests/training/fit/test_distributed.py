@@ -51,6 +51,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.heavy
 def test_two_processes_match_one(digits, tmp_path, monkeypatch):
     """With half the batch each: σ², noise, order, gradients and every figure; also where 127 is halved."""
     script = tmp_path / "script.py"
@@ -84,6 +85,7 @@ COMMAND_LINE = """
 """
 
 
+@pytest.mark.heavy
 def test_a_killed_process_is_started_again_and_the_run_finishes(tmp_path):
     """torchrun restarts the command line, which finds the checkpoint by itself."""
     run = tmp_path / "run"

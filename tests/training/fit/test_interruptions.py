@@ -59,6 +59,7 @@ def run_parent(body, *arguments):
     )
 
 
+@pytest.mark.heavy
 def test_killed_again_and_again_at_random_moments(uninterrupted, tmp_path):
     """Often in the middle of writing a checkpoint, for one is written at every step."""
     run_parent(
@@ -89,6 +90,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.heavy
 def test_killed_while_a_checkpoint_is_written(digits, uninterrupted, tmp_path):
     run_parent(
         """

@@ -48,6 +48,7 @@ def averaged(folder):
     return checkpoint.read_tensors(checkpoint.latest(folder))["ema"]
 
 
+@pytest.mark.heavy
 def test_without_a_compiler_it_trains_as_if_nothing_had_been_asked(digits, tmp_path):
     notes = compiled_run(tmp_path, CXX="no-such-compiler", PATH="")
     assert "continuing without torch.compile" in notes

@@ -74,6 +74,7 @@ def test_evaluate_computes_the_published_figures_again_and_leaves_the_bundle_alo
     assert before == {path.name: path.read_bytes() for path in published.iterdir()}
 
 
+@pytest.mark.heavy
 def test_export_publishes_any_checkpoint_as_the_next_version(run, tmp_path):
     for version in ("1", "2"):
         result = command("export", run.checkpoint, "--models", tmp_path)

@@ -12,6 +12,8 @@ from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def models(run, tmp_path_factory):
