@@ -75,7 +75,7 @@ class ScoreAnswer(fields.Result):
         default=None,
         description="how unusual the error is in the most unusual place, in standard deviations",
     )
-    where: list[tuple[int, int, int, int]] | None = Field(
+    where: list[Annotated[list[int], Field(min_length=4, max_length=4)]] | None = Field(
         default=None,
         description="that place: left, top, right and bottom in pixels of the image that was sent, upright; "
         "right and bottom are exclusive",

@@ -7,7 +7,9 @@ from training.data.images import ByteImages, Images, Indices, Subset
 
 SIZES = (16, 32, 64, 96, 128, 192, 256)
 LEFT = 0.1  # share of the variance of held-out images
-FEWEST_PER_DIMENSION = 24  # training images
+# Training images. With 13 for each (128 latents for 1,631 photographs of hands) the ELBO was 500 nats lower
+# than with 25, the probe worse and samples further from real images.
+FEWEST_PER_DIMENSION = 24
 FITTED, HELD_OUT = 2000, 500  # images
 SIDE = 64  # pixels; finer detail has hardly any of the variance
 
@@ -15,8 +17,8 @@ SIDE = 64  # pixels; finer detail has hardly any of the variance
 def latent_size(data: Images, seed: int) -> tuple[int, float]:
     """Latent dimensions for a set, and the share of its variance that as many principal components leave.
 
-    The smallest of SIZES that leaves at most LEFT on validation images, or the largest that has 12 training
-    images for each dimension. Unused dimensions cost no rate, so it is rather too large than too small.
+    The smallest of SIZES that leaves at most LEFT on validation images, or the largest that has 24 training
+    images for each dimension.
     """
     left = variance_left(data, seed)
     enough = [size for size in SIZES if size * FEWEST_PER_DIMENSION <= len(data.split.train)] or [SIZES[0]]

@@ -37,10 +37,10 @@ def test_more_varied_images_get_more_latents(rank, expected):
 
 
 def test_a_small_set_gets_no_more_than_it_can_teach():
-    size, left = latent_size(from_arrays("a", mixtures(500, 110)), seed=0)
+    size, left = latent_size(from_arrays("a", mixtures(1000, 110)), seed=0)
     assert size == 32
     assert left > LEFT
-    assert SIZES[1] < 500 * 0.8 / FEWEST_PER_DIMENSION < SIZES[2]
+    assert SIZES[1] < 1000 * 0.8 / FEWEST_PER_DIMENSION < SIZES[2]
 
 
 def test_images_of_one_colour_or_of_few_pixels_have_a_size_too():
