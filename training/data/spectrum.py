@@ -34,19 +34,28 @@ def variance_left(data: Images, seed: int) -> NDArray[np.float64]:
         _flat(data.pixels, np.sort(rng.permutation(rows)[:most]))
         for rows, most in ((data.split.train, FITTED), (data.split.validation, HELD_OUT))
     )
-    centre = train.mean(axis=0)
-    train, held_out = train - centre, held_out - centre
-    # The components are the eigenvectors of the smaller of the two products.
-    small = train @ train.T if len(train) < train.shape[1] else train.T @ train
-    values, vectors = np.linalg.eigh(small.astype(np.float64))
-    order = np.argsort(values)[::-1][: max(SIZES)]
-    order = order[values[order] > 1e-9 * max(values[-1], 1e-9)]
-    components = vectors[:, order].astype(np.float32)
-    if len(train) < train.shape[1]:
-        components = train.T @ components / np.sqrt(values[order]).astype(np.float32)
-    explained = np.square(held_out @ components).sum(axis=0, dtype=np.float64)
+    centre, components, _ = principal_components(train, max(SIZES))
+    held_out = held_out - centre.astype(np.float32)
+    explained = np.square(held_out @ components.astype(np.float32).T).sum(axis=0, dtype=np.float64)
     whole = max(float(np.square(held_out).sum(dtype=np.float64)), 1e-9)
     return np.clip(1 - np.cumsum(explained) / whole, 0, 1)
+
+
+def principal_components(
+    vectors: NDArray[np.floating], most: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Centre [p], components [d, p] and their variances [d], largest first, of vectors [m, p]; d ≤ `most`."""
+    centre = vectors.mean(axis=0, dtype=np.float64)
+    vectors = vectors - centre.astype(vectors.dtype)
+    # The components are the eigenvectors of the smaller of the two products.
+    few = len(vectors) < vectors.shape[1]
+    values, found = np.linalg.eigh((vectors @ vectors.T if few else vectors.T @ vectors).astype(np.float64))
+    order = np.argsort(values)[::-1][:most]
+    order = order[values[order] > 1e-9 * max(values[-1], 1e-9)]
+    components = found[:, order].T
+    if few:
+        components = components @ vectors / np.sqrt(values[order])[:, None]
+    return centre, components, values[order] / len(vectors)
 
 
 def _flat(pixels: ByteImages, rows: Indices) -> NDArray[np.floating]:

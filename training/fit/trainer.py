@@ -27,7 +27,16 @@ from torch import Tensor
 
 from training.config import NO_AUGMENTATION, ConfigError, TrainConfig, resumed
 from training.data.images import Images, Indices
-from training.fit import automatic, checkpoint, schedule, state, step, stopping, warm_start
+from training.fit import (
+    automatic,
+    checkpoint,
+    linear_start,
+    schedule,
+    state,
+    step,
+    stopping,
+    warm_start,
+)
 from training.fit.batches import Pixels, draw, order
 from training.fit.compiling import compiled
 from training.fit.distributed import Ranks
@@ -112,8 +121,10 @@ def fit(
             progress = stack.enter_context(shown(config.epochs or 0, plan.total))
         device = ranks.device(config.device)
         network, saved = build(config), ranks.share(lambda: _newest(run))
-        if (source := config.init) and not saved:
+        if saved is None and (source := config.init):
             warm_start.load(network, ranks.share(lambda: warm_start.weights(Path(source))), source)
+        elif saved is None:
+            linear_start.start(network, data, config.seed)
         now = state.start(network, config, device)
         if saved:
             now.restore(*saved)
@@ -275,8 +286,10 @@ def _start(
         config = resumed(saved, config, done["step"] if done else 0)
         if config.epochs != saved.epochs:
             note(_extension(saved, config, len(data.split.train)))
-        if done and config.augmentation is None:  # a run of a version without augmentation
-            config = config.replace(augmentation=NO_AUGMENTATION)
+        if done:  # what a run of an earlier version did not have
+            config = config.replace(
+                augmentation=config.augmentation or NO_AUGMENTATION, linear=bool(config.linear)
+            )
     elif newest:
         raise TrainingError(f"{run} already holds a run: continue it with --resume, or choose another --run")
     if done and done["data"]["digest"] != data.digest:

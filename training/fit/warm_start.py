@@ -15,7 +15,7 @@ from vaeserve.bundle.manifest import Manifest
 
 # The settings that decide the network, and how images are brought to its size.
 NETWORK = (
-    *("latent", "width", "activation", "image_size", "channels", "fit", "likelihood"),
+    *("latent", "width", "activation", "linear", "image_size", "channels", "fit", "likelihood"),
     *("prior", "flow_blocks", "flow_hidden", "components"),
 )
 
@@ -36,6 +36,7 @@ def inherit(config: TrainConfig) -> TrainConfig:
                 f"--init {config.init} has {name} {getattr(source, name)}, not {value}: leave it out"
             )
         asked[name] = getattr(source, name)
+    asked["linear"] = bool(asked["linear"])  # None: of a version that had no linear path
     return config.replace(**asked, kl_warmup=0.0)
 
 

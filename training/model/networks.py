@@ -8,6 +8,7 @@
   samples and use them on prior samples.
 - Nearest upsampling and a convolution avoid the checkerboard pattern of a transposed convolution.
 - `width` is the one dial: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
+- A linear path lies beside the convolutions (training/model/linear.py).
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from torch.nn import functional
 from training.config import Activation, TrainConfig
 from training.model.flow import Flow
 from training.model.likelihoods import LIKELIHOODS, Likelihood
+from training.model.linear import Analysis, Synthesis
 from training.model.mixture import Mixture
 
 LOGVAR_LIMIT = 10.0  # σ between 0.7 % and 148: beyond that exp() overflows or vanishes
@@ -46,6 +48,7 @@ class Shape:
     latent: int
     base: int  # the dial: channels of the first stage
     activation: Activation = "pre"
+    linear: bool = False  # networks of earlier versions have none
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -136,10 +139,14 @@ class Encoder(nn.Module):
         self.stages = nn.Sequential(*layers)
         self.hidden = nn.Linear(shape.features, shape.hidden)
         self.head = nn.Linear(shape.hidden, 2 * shape.latent)
+        image = shape.height, shape.width, shape.channels
+        self.linear = Analysis(*image, shape.latent) if shape.linear else None
 
     def forward(self, images: Tensor) -> Posterior:
         features = self.stages(2 * images - 1).flatten(1)  # [n, features]
         mean, logvar = self.head(functional.silu(self.hidden(features))).chunk(2, dim=1)
+        if self.linear is not None:
+            mean = mean + exact(self.linear, images)
         # tanh, because a clamped value has no gradient.
         return Posterior(mean, LOGVAR_LIMIT * torch.tanh(logvar / LOGVAR_LIMIT))
 
@@ -159,6 +166,8 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in zip(reversed(channels), reversed(after), strict=True)
         )
+        image = shape.height, shape.width, shape.channels
+        self.linear = Synthesis(*image, shape.latent) if shape.linear else None
 
     def forward(self, z: Tensor) -> Tensor:
         sizes = self.shape.sizes
@@ -168,7 +177,7 @@ class Decoder(nn.Module):
             x = functional.silu(residual(x))
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, :height, :width]
             x = up(x)
-        return x
+        return x if self.linear is None else x + exact(self.linear, z)
 
 
 class Output(NamedTuple):
@@ -243,6 +252,14 @@ class VAE(nn.Module):
         return Output(self.decoder(z), posterior, z, log_prior, self.scale)
 
 
+def exact(module: nn.Module, x: Tensor) -> Tensor:
+    """The module in float32 under autocast: the mean image alone has more digits than bfloat16."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return module(x)  # type: ignore[no-any-return]
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())  # type: ignore[no-any-return]
+
+
 def as_pixels(images: Tensor) -> Tensor:
     """What the encoder takes, float32 [n, c, h, w] in [0, 1], of images uint8 [n, h, w, c]."""
     return images.permute(0, 3, 1, 2).to(torch.float32) / 255
@@ -263,7 +280,14 @@ def build(config: TrainConfig) -> VAE:
     """Build the network of a resolved config on the CPU, with weights that depend on its seed alone."""
     if config.image_size is None or config.channels is None or config.latent is None:
         raise ValueError("the config has no image size; resolve it first")
-    shape = Shape(*config.image_size, config.channels, config.latent, config.width, config.activation)
+    shape = Shape(
+        *config.image_size,
+        config.channels,
+        config.latent,
+        config.width,
+        config.activation,
+        bool(config.linear),
+    )
     likelihood = LIKELIHOODS["gaussian" if config.likelihood == "auto" else config.likelihood]
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it was
         torch.manual_seed(config.seed)
