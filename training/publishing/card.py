@@ -48,19 +48,19 @@ COLUMNS = {"": "this model", "_pca": "PCA", "_pixels": "raw pixels", "_random": 
 # They do not change the model; or `fit_command` writes them itself.
 NOT_REPEATED = frozenset({"data", "name", "memory_limit", "device", "compile"})
 CAPTIONS = {
-    "overview.png": "Originals, reconstructions, samples, and an interpolation between two images.",
-    "reconstructions.png": "Test images, each above its reconstruction from the posterior mean.",
-    "samples.png": "64 samples from the served prior (seed 0).",
-    "labels.png": "Samples of each label, from a mixture fitted to its images alone (`/sample?label=`).",
-    "interpolations.png": "Linear interpolations between the latents of two images. The originals are at the "
+    "overview": "Originals, reconstructions, samples, and an interpolation between two images.",
+    "reconstructions": "Test images, each above its reconstruction from the posterior mean.",
+    "samples": "64 samples from the served prior (seed 0).",
+    "labels": "Samples of each label, from a mixture fitted to its images alone (`/sample?label=`).",
+    "interpolations": "Linear interpolations between the latents of two images. The originals are at the "
     "ends.",
-    "traversals.png": "The latent dimensions with the highest KL, each varied alone from -3 to 3.",
-    "neighbours.png": "Samples, each with its five nearest training images. A model that has memorised the "
+    "traversals": "The latent dimensions with the highest KL, each varied alone from -3 to 3.",
+    "neighbours": "Samples, each with its five nearest training images. A model that has memorised the "
     "training images would show the same image twice.",
-    "map.png": "Latents in two dimensions (t-SNE). Close points are close in latent space; long distances "
+    "map": "Latents in two dimensions (t-SNE). Close points are close in latent space; long distances "
     "mean little.",
-    "kl.png": "KL divergence of each latent dimension: how much it tells about an image.",
-    "curves.png": "Training curves. The dotted line marks the best epoch on validation. The terms of a "
+    "kl": "KL divergence of each latent dimension: how much it tells about an image.",
+    "curves": "Training curves. The dotted line marks the best epoch on validation. The terms of a "
     "Gaussian are log densities of pixels in [0, 1] here, and log probabilities of grey levels in the table "
     "of figures; the two differ by about a constant.",
 }
@@ -199,8 +199,8 @@ def card(
         code=manifest.training.code if manifest.training else "",
         libraries=", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
         comparison=comparison,
-        overview=_pictures([name for name in pictures if name == "overview.png"]),
-        pictures=_pictures([name for name in pictures if name != "overview.png"]),
+        overview=_pictures([name for name in pictures if stem(name) == "overview"]),
+        pictures=_pictures([name for name in pictures if stem(name) != "overview"]),
         fitted=f"{metrics['fitted'].n:,}" if "fitted" in metrics else "the",
         figures=_markdown(*figure_table(metrics)),
         samples=_samples(metrics),
@@ -306,4 +306,9 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _pictures(names: Sequence[str]) -> str:
-    return "\n".join(f"{CAPTIONS[name]}\n\n![{name.partition('.')[0]}]({name})\n" for name in names)
+    return "\n".join(f"{CAPTIONS[stem(name)]}\n\n![{stem(name)}]({name})\n" for name in names)
+
+
+def stem(name: str) -> str:
+    """The name of a picture without .png or .webp."""
+    return name.partition(".")[0]

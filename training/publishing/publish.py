@@ -135,6 +135,8 @@ def _write_card(
     if history:
         with parts.optional("curves.png"):
             drawn["curves.png"] = pictures.curves(history)
+    if data.shape[2] == 3:
+        drawn = dict(pictures.as_webp(name, picture) for name, picture in drawn.items())
     for name, picture in drawn.items():
         (draft.folder / name).write_bytes(picture)
     advised: tuple[str, ...] = ()

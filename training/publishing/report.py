@@ -23,7 +23,7 @@ from training.evaluation.evaluate import Evaluation
 from training.evaluation.parts import Parts
 from training.fit import checkpoint as checkpoints
 from training.publishing import figures as pictures
-from training.publishing.card import CAPTIONS, figure_table, fit_command, sample_table, splits
+from training.publishing.card import CAPTIONS, figure_table, fit_command, sample_table, splits, stem
 from training.publishing.export import export
 from vaeserve.bundle.atomic import write_atomically
 from vaeserve.bundle.batched import encode
@@ -34,6 +34,7 @@ from vaeserve.bundle.manifest import Metric
 HEADS = {"kl": "What each dimension says", "neighbours": "Nearest training images"}
 KEPT, RECORD, PAGE = "report", "evaluation.json", "report.html"
 
+PICTURES = {".png": "image/png", ".webp": "image/webp"}
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --soft: #5c5f66; --paper: #fdfdfc; --line: #d9d9d6; }
 @media (prefers-color-scheme: dark) {
@@ -60,8 +61,9 @@ def keep(run: Path, bundle: Path, step: int, data: Images, evaluation: Evaluatio
     folder = run / KEPT
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for picture in bundle.glob("*.png"):
-        shutil.copyfile(picture, folder / picture.name)
+    for picture in bundle.iterdir():
+        if picture.suffix in PICTURES:
+            shutil.copyfile(picture, folder / picture.name)
     record = {
         "model": f"{bundle.parent.name}@{bundle.name}",
         "step": step,
@@ -135,7 +137,8 @@ def _kept(run: Path, chosen: Path | None) -> tuple[dict[str, Any] | None, dict[s
     record: dict[str, Any] = json.loads(path.read_text())
     if record["step"] != checkpoints.read_state(chosen)["step"]:
         return None, {}
-    return record, {picture.name: picture.read_bytes() for picture in (run / KEPT).glob("*.png")}
+    kept = [path for path in (run / KEPT).iterdir() if path.suffix in PICTURES]
+    return record, {picture.name: picture.read_bytes() for picture in kept}
 
 
 def _drawn(config: TrainConfig, chosen: Path, say: Say) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
@@ -165,7 +168,7 @@ def page(
     notes: Sequence[str],
     skipped: Sequence[str],
 ) -> str:
-    """The whole page. `images`: PNG files by name; they become part of it as data URIs."""
+    """The whole page. `images`: PNG and WebP files by name; they become part of it as data URIs."""
     heading = record.get("model") or config.name or run
     metrics = {name: Metric.model_validate(value) for name, value in record.get("metrics", {}).items()}
     parts = [f"<h1>{escape(heading)}</h1>", f'<p class="lead">{escape(_progress(state, record))}</p>']
@@ -186,14 +189,15 @@ def page(
         parts += ["<h2>Newest figures, on validation</h2>", _table(["", ""], rows)]
     else:
         parts.append("<p>Nothing has been evaluated yet.</p>")
-    for name, caption in CAPTIONS.items():
-        if name in images and name != "overview.png":
-            data = base64.b64encode(images[name]).decode()
-            shown, caption = name.partition(".")[0], escape(caption)
+    found = {stem(name): name for name in images}
+    for shown, caption in CAPTIONS.items():
+        if shown in found and shown != "overview":
+            name, caption = found[shown], escape(caption)
+            data, kind = base64.b64encode(images[name]).decode(), PICTURES[Path(name).suffix]
             title = HEADS.get(shown, shown.capitalize())
             parts.append(
                 f"<h2>{title}</h2><figure><figcaption>{caption}</figcaption>"
-                f'<img alt="{shown}" src="data:image/png;base64,{data}"></figure>'
+                f'<img alt="{shown}" src="data:{kind};base64,{data}"></figure>'
             )
     if "data" in record:
         parts += ["<h2>Data</h2>", _table(["", ""], [[key, value] for key, value in record["data"].items()])]

@@ -185,7 +185,7 @@ def test_a_run_of_many_short_commands_is_the_same_run(digits, uninterrupted, tmp
 class Torn(np.ndarray):
     """Pixels whose rows can be read `reads` times, then no more, as on a disk that was unplugged."""
 
-    reads = 15
+    reads = 21
 
     def __getitem__(self, key):
         if isinstance(key, np.ndarray):

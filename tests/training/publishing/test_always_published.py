@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from tests.training.runs import TINY, Watch
+from training.data.images import from_arrays
 from training.data.load import load
 from training.evaluation import samples
 from training.fit.trainer import fit
 from training.publishing import figures, fit_priors
 from training.publishing.lettering import drawable, font_families
 from training.publishing.publish import publish_checkpoint
+from training.publishing.report import write as report_of
 from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
 
@@ -71,6 +73,18 @@ def test_many_latents_and_labels_are_published_without_what_would_be_huge(folder
     assert engine.prior.kinds == ("normal", "mixture")
     assert not engine.prior.by_label
     assert len(engine.prior.mixture.weights) <= 3
+
+
+def test_pictures_of_photographs_are_small_webp_files(digits, tmp_path):
+    pixels = np.repeat(digits.pixels[:300], 3, axis=3)
+    bundle, _ = published(from_arrays("colour", pixels, digits.labels[:300], digits.label_names), tmp_path)
+    card, report = (bundle / "README.md").read_text(), report_of(tmp_path / "run").read_text()
+    for name in ("overview", "reconstructions", "samples", "curves"):
+        assert f"![{name}]({name}.webp)" in card
+        with Image.open(bundle / f"{name}.webp") as picture:
+            assert picture.format == "WEBP"
+    assert not list(bundle.glob("*.png"))
+    assert report.count("data:image/webp;base64,") >= 7
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_what_is_published_loads_and_carries_its_figures(published, run):
 def test_the_card_has_every_picture_and_figure_that_it_names(published):
     manifest = read_bundle(published).manifest
     text = (published / "README.md").read_text()
-    for name in CAPTIONS:
+    for name in (f"{each}.png" for each in CAPTIONS):
         assert f"({name})" in text
         assert name in manifest.files
         assert np.asarray(Image.open(published / name).convert("RGBA")).std() > 5  # not an empty picture
