@@ -124,7 +124,7 @@ class TrainConfig(BaseModel):
     activation: Annotated[
         Activation, Flag("Activation of residual blocks: pre reconstructs better, post embeds better.")
     ] = "pre"
-    linear: bool | None = None  # whether the network has a linear path; None: True in a new run
+    linear: bool | None = None  # whether the network has a linear path; None: if the images are nearly linear
     image_size: Annotated[
         tuple[_Side, _Side] | None,
         BeforeValidator(_size),
@@ -307,7 +307,6 @@ def resolve(
         epochs=epochs,
         compile=long and config.iwae == 1 if config.compile is None else config.compile,
         latent=config.latent or latent,
-        linear=config.linear is not False,
         image_size=(height, width),
         channels=channels,
         likelihood=likelihood,

@@ -9,7 +9,7 @@ import torch
 
 from training.config import Augmentation, TrainConfig, default_epochs, resolve
 from training.data.images import Images
-from training.data.spectrum import latent_size
+from training.data.spectrum import LEFT, latent_size, variance_left
 from training.fit import augment, schedule, state, step
 from training.fit.batches import Pixels, draw
 from training.fit.distributed import Ranks
@@ -19,6 +19,7 @@ from training.model.networks import VAE
 
 TRIAL = 4  # steps that are timed at least; the first one is slower and does not count
 TRIAL_SECONDS = 5.0  # of further steps, if --minutes decides: a shared machine is slow for a second or two
+SMALL = 10_000  # training images
 TRAINING = 0.95  # share of the time that validation leaves
 
 
@@ -48,6 +49,7 @@ def resolved(
 
     shape = filled(config)  # refuses what does not fit before anything is measured
     config = config.replace(precision=resolve_precision(config.precision, ranks.device(config.device)))
+    left = None
     if config.latent is None:
         latent, left = latent_size(data, config.seed)
         note(
@@ -55,6 +57,10 @@ def resolved(
             f"the validation images ({train:,} images to learn from)"
         )
         config = config.replace(latent=latent)
+    if config.linear is None:
+        config = config.replace(linear=_is_nearly_linear(config, data, left))
+        if config.linear:
+            note("starting at the principal components, which are nearly enough for these images")
     if config.epochs is None:
         per_epoch = train // shape.images_per_step
         enough = default_epochs(per_epoch)
@@ -73,6 +79,21 @@ def resolved(
         if config.augment != "none":
             note(f"augmentation: {config.augmentation} (--augment {config.augment})")
     return config
+
+
+def _is_nearly_linear(config: TrainConfig, data: Images, left: float | None) -> bool:
+    """Whether a small set is little more than its principal components, as many as there are latents.
+
+    A network learns nothing of such a set for a long time. Of others, and of large ones, it embeds images
+    worse if it starts at their principal components. `left`: the share of the variance, if it is known.
+    """
+    assert config.latent is not None
+    if len(data.split.train) > SMALL:
+        return False
+    if left is None:
+        shares = variance_left(data, config.seed)
+        left = float(shares[min(config.latent, len(shares)) - 1]) if len(shares) else 1.0
+    return left <= LEFT
 
 
 def _augmentation(config: TrainConfig, data: Images) -> Augmentation:

@@ -1,7 +1,8 @@
 """A linear path beside the convolutions, from images to latents and from latents to images.
 
 Its optimum is probabilistic PCA, which is where a run starts (training/fit/linear_start.py). The convolutions
-then learn what is not linear. Without it, networks of similar images return the mean image for a long time.
+then learn what is not linear. Networks of images that differ little have it: without, they return the mean
+image for a long time.
 Both directions work on block means of at most 32×32, so their size does not grow with the images.
 """
 

@@ -8,7 +8,7 @@
   samples and use them on prior samples.
 - Nearest upsampling and a convolution avoid the checkerboard pattern of a transposed convolution.
 - `width` is the one dial: channels are width, 2·width, then 4·width; the hidden layer has 8·width units.
-- A linear path lies beside the convolutions (training/model/linear.py).
+- Of images that are nearly linear, a linear path lies beside the convolutions (training/model/linear.py).
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 import re
 import time
 
+import numpy as np
 import pytest
 
 from tests.training.runs import TINY, Watch
@@ -24,9 +25,10 @@ def test_every_choice_is_said_with_its_reason(digits):
     config, notes = resolved(OPEN, digits)
     assert (config.latent, config.batch) == (32, 64)
     assert "--latent 32: as many principal components leave" in notes[0]
-    assert re.match(rf"--epochs {config.epochs}: enough for this set, at [\d,]+ images/s", notes[1])
+    assert notes[1] == "starting at the principal components, which are nearly enough for these images"
+    assert re.match(rf"--epochs {config.epochs}: enough for this set, at [\d,]+ images/s", notes[2])
     assert automatic.resolved(config, digits, ALONE, build, notes.append) == config
-    assert len(notes) == 2  # nothing is measured again
+    assert len(notes) == 3  # nothing is measured again
 
 
 def test_a_slow_machine_trains_as_many_epochs_as_fit_into_the_minutes(digits, monkeypatch):
@@ -39,8 +41,19 @@ def test_a_slow_machine_trains_as_many_epochs_as_fit_into_the_minutes(digits, mo
     monkeypatch.setattr(step, "train_step", slow)
     config, notes = resolved(OPEN.replace(minutes=0.5), digits)  # 300 steps at most, of 22 an epoch
     assert 5 <= config.epochs <= 13
-    assert "all that fits into --minutes 0.5" in notes[1]
+    assert "all that fits into --minutes 0.5" in notes[2]
     assert resolved(OPEN.replace(minutes=0.5, epochs=77), digits)[0].epochs == 77
+
+
+def test_only_small_sets_that_are_nearly_linear_start_at_their_principal_components(digits):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    assert resolved(OPEN, digits)[0].linear
+    assert not resolved(OPEN.replace(latent=4), digits)[
+        0
+    ].linear  # four components leave half of the variance
+    assert not resolved(OPEN, from_arrays("noise", noise))[0].linear
+    many = from_arrays("many", np.tile(digits.pixels, (8, 1, 1, 1)))
+    assert not resolved(OPEN, many)[0].linear
 
 
 def test_the_trial_leaves_no_trace(digits, tmp_path):

@@ -27,7 +27,7 @@ def similar(n, shape, rank=6, seed=0):
 
 
 def begun(data, latent=8, **changes):
-    config = TrainConfig(width=8, latent=latent, **changes)
+    config = TrainConfig(width=8, latent=latent, linear=True, **changes)
     network = build(
         resolve(config, name="a", train=len(data.split.train), image=data.shape, binary=data.binary)
     )

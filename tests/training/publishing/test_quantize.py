@@ -44,7 +44,6 @@ def test_weights_are_int8_except_in_the_last_layer(models):
             for node in graph.node
             if node.op_type in ("Conv", "Gemm", "MatMul") and "linear.weights" not in node.input[1]
         ]
-        assert sum("linear.weights" in name for node in graph.node for name in node.input) >= 1
         kinds = [made[node.input[1]].op_type if node.input[1] in made else "" for node in layers]
         assert kinds[:-1] == ["DequantizeLinear"] * (len(layers) - 1)
         assert kinds[-1] == ""
