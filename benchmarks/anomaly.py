@@ -35,7 +35,7 @@ from training.publishing.held_out import scores
 from training.publishing.publish import publish_checkpoint
 from vaeserve.bundle.arrays import Doubles, Floats
 from vaeserve.bundle.atomic import write_atomically
-from vaeserve.bundle.batched import CHUNK, encode
+from vaeserve.bundle.batched import CHUNK, decode, encode
 from vaeserve.bundle.calibration import UNUSUAL
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
@@ -102,7 +102,7 @@ def judge(engine: Engine, data: Images) -> Callable[[ByteImages], Unusual]:
     def unusual(images: ByteImages) -> Unusual:
         found = scores(engine, images, SEED, usual)
         mean = encode(engine, images).mean
-        pictures = np.concatenate([engine.decode(mean[at : at + CHUNK]) for at in range(0, len(mean), CHUNK)])
+        pictures = decode(engine, mean)
         errors, flat = residual(images), mean.reshape(len(mean), -1)
         local = pca_map(errors)
         ours = {name: UNUSUAL[name](array.astype(np.float64)) for name, array in found.by_name.items()}

@@ -28,7 +28,6 @@ from vaeserve.bundle.scores import score as score_arrays
 # One logarithm of a pixel's probability takes as long as printing this many numbers, and so does comparing a
 # pixel's error with the usual one.
 LIKELIHOOD = 20
-USUAL = 20
 FALSE_POSITIVE_RATE = 0.05
 # The importance-weighted bound may decode this many times as many images as /sample.
 SAMPLES = 16
@@ -131,7 +130,7 @@ async def score(
     places: Places | None = None
     if usual is not None:
         places = await service.run(
-            images.size * USUAL,
+            images.size * LIKELIHOOD,
             partial(find_places, usual, model.manifest.image, images, reconstructions, files),
         )
     local = places.local if places else None

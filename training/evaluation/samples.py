@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.data.binarised import model_inputs
 from training.data.images import ByteImages, Images, Say, Subset
 from training.evaluation.metrics import mean_of
-from vaeserve.bundle.batched import CHUNK, encode
+from vaeserve.bundle.batched import decode, encode
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.manifest import Metric
 
@@ -178,4 +178,4 @@ def distances(points: Floats, others: Floats) -> Doubles:
 
 def _decoded(engine: Engine, latents: Floats) -> ByteImages:
     z = latents.astype(np.float32)
-    return np.concatenate([engine.decode(z[at : at + CHUNK]) for at in range(0, len(z), CHUNK)])
+    return decode(engine, z)

@@ -11,7 +11,7 @@ from training.data.binarised import model_inputs
 from training.data.images import Images, Subset
 from training.evaluation.parts import Parts
 from vaeserve.bundle.arrays import ByteImages, Doubles
-from vaeserve.bundle.batched import CHUNK, ImageSource, encode
+from vaeserve.bundle.batched import CHUNK, ImageSource, decode, encode
 from vaeserve.bundle.calibration import calibrate
 from vaeserve.bundle.cpus import usable_cpus
 from vaeserve.bundle.engine import Engine
@@ -64,9 +64,7 @@ def usual_error_of(engine: Engine, data: Images, seed: int) -> UsualError:
     for rows in (data.split.train, data.split.validation):
         chosen = np.random.default_rng(seed).permutation(rows)[: max(FEWEST_USUAL, PIXELS_USUAL // size)]
         images = model_inputs(likelihood.kind if likelihood else None, data, np.sort(chosen), seed)[:]
-        means = encode(engine, images).mean
-        pictures = [engine.decode(means[start : start + CHUNK]) for start in range(0, len(means), CHUNK)]
-        found += [images, np.concatenate(pictures)]
+        found += [images, decode(engine, encode(engine, images).mean)]
     return usual_error(*found)
 
 

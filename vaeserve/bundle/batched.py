@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vaeserve.bundle.arrays import ByteImages
+from vaeserve.bundle.arrays import ByteImages, Floats
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.posterior import Posterior
 
@@ -17,6 +17,12 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, part: slice, /) -> ByteImages: ...
+
+
+def decode(engine: Engine, latents: Floats) -> ByteImages:
+    """The images, uint8 [n, h, w, c], of n latents float32 [n, *latent]."""
+    starts = range(0, len(latents), CHUNK)
+    return np.concatenate([engine.decode(latents[start : start + CHUNK]) for start in starts])
 
 
 def encode(engine: Engine, images: ImageSource) -> Posterior:

@@ -77,10 +77,10 @@ def test_samples_of_a_real_model_are_compared_with_reconstructions_and_real_imag
     assert found == again
     assert found["classifier"].value > 0.9
     values = {key: metric.value for key, metric in found.items()}
-    # The model has learned little, and the figures say so.
+    # The model has hardly learned anything, and the figures say so.
     assert values["frechet_real"] < values["frechet_reconstructions"]
     assert values["frechet_real"] < values["frechet"]
-    assert values["coverage_real"] > values["coverage"]
+    assert values["coverage_real"] > 0.8 > values["coverage"]
     assert values["duplicates_real"] < 0.05
     assert {"kernel", "precision", "recall", "density", "nearest", "frechet_normal"} <= set(values)
     assert "nearest_restored" not in values

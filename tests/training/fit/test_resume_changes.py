@@ -76,9 +76,7 @@ def test_init_starts_from_earlier_weights_on_other_data(source, run, digits, tmp
     seen = []
     tuned = fit(config, other, tmp_path / "run", progress=Watch(lambda step: seen.append(step)))
     assert tuned.config.latent == 8  # of the earlier run
-    cold = TrainConfig(
-        epochs=1, batch=128, width=8, latent=8, linear=False, precision="float32", augment="none"
-    )
+    cold = TrainConfig(epochs=1, batch=128, width=8, latent=8, precision="float32", augment="none")
     fresh = fit(cold, other, tmp_path / "cold", progress=Watch())
     assert tuned.history[-1]["validation"]["elbo"] > fresh.history[-1]["validation"]["elbo"] + 5
     # With a learning rate of almost nothing, the weights are those that were given.

@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from training.cli import app
+from training.model.networks import Decoder, Encoder, Shape
+from training.publishing import quantize
+from training.publishing.onnx_graphs import Graphs
 from vaeserve.bundle.engine import Engine
 from vaeserve.bundle.files import read_bundle
 from vaeserve.bundle.repository import open_engine
@@ -39,11 +42,7 @@ def test_weights_are_int8_except_in_the_last_layer(models):
     for side in ("encoder", "decoder"):
         graph = onnx.load(models / f"digits-int8/1/{side}.onnx").graph
         made = {output: node for node in graph.node for output in node.output}
-        layers = [
-            node
-            for node in graph.node
-            if node.op_type in ("Conv", "Gemm", "MatMul") and "linear.weights" not in node.input[1]
-        ]
+        layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
         kinds = [made[node.input[1]].op_type if node.input[1] in made else "" for node in layers]
         assert kinds[:-1] == ["DequantizeLinear"] * (len(layers) - 1)
         assert kinds[-1] == ""
@@ -75,3 +74,21 @@ def test_data_that_the_bundle_was_not_trained_on_are_refused(models, tmp_path):
     assert result.exit_code == 1
     assert "was trained on other images" in result.output
     assert not (tmp_path / "models").exists()
+
+
+def test_the_linear_path_stays_in_float32(tmp_path):
+    shape = Shape(16, 16, 1, latent=4, base=8, linear=True)
+    rng = np.random.default_rng(0)
+    Graphs(Encoder(shape), Decoder(shape)).write(tmp_path, (16, 16, 1), 4)
+    inputs = {
+        "encoder": {"image": rng.integers(0, 256, (8, 16, 16, 1), dtype=np.uint8)},
+        "decoder": {"z": rng.standard_normal((8, 4), dtype=np.float32)},
+    }
+    for side, arrays in inputs.items():
+        quantize._quantize_graph(tmp_path / f"{side}.onnx", arrays)
+        graph = onnx.load(tmp_path / f"{side}.onnx").graph
+        kinds = {each.name: each.data_type for each in graph.initializer}
+        linear = [name for node in graph.node for name in node.input if "linear.weights.weight" in name]
+        assert linear
+        assert all(kinds.get(name) == onnx.TensorProto.FLOAT for name in linear)
+        assert onnx.TensorProto.INT8 in kinds.values()
